@@ -1,0 +1,284 @@
+"""Typed configuration. The YAML files under conf/ are the only source of defaults; the classes here give types and checks.
+
+`parse` turns a composed Hydra configuration into one of these classes and refuses unknown keys, wrong types and values
+out of range, each with the full name of the key.
+"""
+
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Optional, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+ConfigT = TypeVar("ConfigT")
+
+PRECISIONS = ("fp32", "bf16", "fp8")
+SCHEDULES = ("constant", "linear", "cosine")
+LOSSES = ("per_head", "joint", "aligned")
+LONG_ROWS = ("raise", "drop", "cut_prompt", "cut_response")
+
+
+def _require(condition: bool, key: str, got: Any, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{key}={got!r}: expected {expected}")
+
+
+def _one_of(key: str, got: Any, choices: tuple) -> None:
+    _require(got in choices, key, got, "one of " + ", ".join(map(str, choices)))
+
+
+def _positive(prefix: str, owner: Any, *names: str) -> None:
+    for name in names:
+        _require(getattr(owner, name) > 0, f"{prefix}{name}", getattr(owner, name), "a number above 0")
+
+
+@dataclass
+class ModelConfig:
+    """The backbone. With `init` set, the architecture comes from that run or Hugging Face folder instead of the sizes."""
+
+    family: str
+    init: Optional[str]
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    max_length: int
+    rotary_base: float
+    norm_epsilon: float
+    tie_embeddings: bool
+    init_std: float
+    hidden_dropout: float
+    attention_dropout: float
+    num_experts: Optional[int]
+    experts_per_token: int
+    expert_hidden_size: Optional[int]
+    shared_expert_hidden_size: Optional[int]
+    router_aux_loss: float
+    recompute: Optional[str]
+
+    def __post_init__(self):
+        _one_of("model.family", self.family, ("qwen2",))
+        sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "max_length")
+        _positive("model.", self, *sizes, "rotary_base", "norm_epsilon", "init_std")
+        heads, groups = self.num_attention_heads, self.num_query_groups
+        _require(self.hidden_size % heads == 0, "model.hidden_size", self.hidden_size,
+                 f"a multiple of model.num_attention_heads={heads}")
+        _require((self.hidden_size // heads) % 2 == 0, "model.hidden_size", self.hidden_size,
+                 f"an even head size with model.num_attention_heads={heads} (rotary embeddings)")
+        _require(heads % groups == 0, "model.num_query_groups", groups, f"a divisor of model.num_attention_heads={heads}")
+        for name in ("hidden_dropout", "attention_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
+        _one_of("model.recompute", self.recompute, (None, "selective", "full"))
+
+
+@dataclass
+class ParallelConfig:
+    """How the model is split over the ranks; data parallelism takes what is left of the world size."""
+
+    tensor: int
+    pipeline: int
+    virtual_pipeline: Optional[int]
+    context: int
+    expert: int
+    sequence: bool
+
+    def __post_init__(self):
+        _positive("parallel.", self, "tensor", "pipeline", "context", "expert")
+        if self.sequence:
+            _require(self.tensor > 1, "parallel.sequence", True, "parallel.tensor > 1 with it, or parallel.sequence=false")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule; distributed=true shards its state over the data-parallel ranks."""
+
+    lr: float
+    min_lr: float
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    clip_grad: float
+    distributed: bool
+    overlap: bool
+
+    def __post_init__(self):
+        _positive("optimizer.", self, "lr", "eps", "clip_grad")
+        _one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        _require(0 <= self.min_lr <= self.lr, "optimizer.min_lr", self.min_lr, f"a value in [0, optimizer.lr={self.lr}]")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "a number of steps, 0 or more")
+
+
+@dataclass
+class BatchConfig:
+    """Rows per step and per micro-batch, and how rows are brought to similar lengths (data/length_batches.py)."""
+
+    global_size: int
+    micro_size: int
+    bucket_batches: int
+    long_rows: str
+
+    def __post_init__(self):
+        _positive("batch.", self, "global_size", "micro_size", "bucket_batches")
+        _one_of("batch.long_rows", self.long_rows, LONG_ROWS)
+
+
+@dataclass
+class TrainerConfig:
+    """Length of the run, validation, checkpoints, logging."""
+
+    max_steps: int
+    validate_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    monitor: str
+    early_stop_patience: Optional[int]
+    log_every: int
+    seed: int
+    tensorboard: bool
+    wandb_project: Optional[str]
+    cpu_threads: Optional[int]
+
+    def __post_init__(self):
+        names = ("max_steps", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every")
+        _positive("trainer.", self, *names)
+
+
+@dataclass
+class DimensionConfig:
+    """One preference dimension; see nemo_moslim/preferences.py."""
+
+    levels: int
+    score_range: list[float]
+    levels_from: int
+
+
+@dataclass
+class StatisticsConfig:
+    """Running average and standard deviation of the heads' probabilities (Eq. 11)."""
+
+    mode: str
+    decay: float
+    rows: Optional[str]
+    std_floor: float
+
+    def __post_init__(self):
+        _one_of("statistics.mode", self.mode, ("ema", "exact"))
+        _one_of("statistics.rows", self.rows, (None, "labelled", "all"))
+        _require(0 < self.decay < 1, "statistics.decay", self.decay, "a value in (0, 1)")
+        _require(self.std_floor > 0, "statistics.std_floor", self.std_floor, "a value above 0")
+
+
+@dataclass
+class SupervisedConfig:
+    """What train_sft and train_rm share."""
+
+    run_dir: str
+    data: str
+    tokenizer: Optional[str]
+    model: ModelConfig
+    parallel: ParallelConfig
+    precision: str
+    fp8_recipe: str
+    optimizer: OptimizerConfig
+    batch: BatchConfig
+    trainer: TrainerConfig
+
+    def __post_init__(self):
+        _one_of("precision", self.precision, PRECISIONS)
+
+
+@dataclass
+class SFTConfig(SupervisedConfig):
+    """examples/train_sft.py. `loss_on` = answers (the responses and their end) or all (every token)."""
+
+    loss_on: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        _one_of("loss_on", self.loss_on, ("answers", "all"))
+
+
+@dataclass
+class RewardModelTrainingConfig(SupervisedConfig):
+    """examples/train_rm.py."""
+
+    preferences: dict[str, DimensionConfig]
+    loss: str
+    label_smoothing: float
+    class_weights: str
+    statistics: StatisticsConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        _one_of("loss", self.loss, LOSSES)
+        _one_of("class_weights", self.class_weights, ("none", "inverse", "inverse_sqrt"))
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
+
+
+@dataclass
+class EvaluateConfig:
+    """examples/evaluate.py."""
+
+    task: str
+    run: Optional[str]
+    data: Optional[str]
+    output: Optional[str]
+    source: Optional[str]
+    input: Optional[str]
+    runs: list[str]
+    parallel: ParallelConfig
+    precision: str
+    batch_size: int
+    long_rows: str
+    plots: bool
+    cpu_threads: Optional[int]
+
+    def __post_init__(self):
+        _one_of("task", self.task, ("reward", "table1", "grade"))
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("long_rows", self.long_rows, LONG_ROWS)
+        _positive("", self, "batch_size")
+
+
+@dataclass
+class ExportConfig:
+    """examples/export_hf.py."""
+
+    run: str
+    output: str
+    max_shard_gigabytes: float
+    dtype: str
+
+    def __post_init__(self):
+        _positive("", self, "max_shard_gigabytes")
+        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+
+
+def parse(config: DictConfig, schema: type[ConfigT]) -> ConfigT:
+    """Check a composed configuration against a class of this file and build it.
+
+    Raises:
+        ValueError: an unknown key, a missing value, a wrong type or a value out of range; the message names the key.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        return OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} is not set: give {error.full_key}=VALUE") from None
+    except ConfigKeyError as error:
+        raise ValueError(f"unknown key {error.full_key!r}: not one of this command's keys (see --help)") from None
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+
+
+def to_plain(config: Any) -> Any:
+    """A configuration object as nested plain dicts and lists, for config.yaml and error messages."""
+    if is_dataclass(config):
+        return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, dict):
+        return {key: to_plain(value) for key, value in config.items()}
+    return [to_plain(value) for value in config] if isinstance(config, (list, tuple)) else config

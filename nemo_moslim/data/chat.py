@@ -1,0 +1,93 @@
+"""Text to token ids: the tokenizer's chat template around a prompt, and the answer that follows it.
+
+The template's own pieces are encoded with special tokens; the user's text never is, so a prompt that contains the
+characters `<|im_end|>` cannot end its turn.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+Message = dict[str, str]
+Prompt = str | list[Message]
+
+
+def load_tokenizer(folder: str | Path):
+    """A Hugging Face fast tokenizer with what training needs.
+
+    Raises:
+        ValueError: no tokenizer there, no fast version, no chat template, no EOS token, or no pad token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=Path(folder).is_dir())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer={folder}: not a Hugging Face tokenizer folder ({str(error).splitlines()[0]})") from None
+    remedies = {
+        "is_fast": "give a folder with tokenizer.json",
+        "chat_template": "add chat_template to tokenizer_config.json",
+        "eos_token": "set eos_token in tokenizer_config.json",
+        "pad_token": "set pad_token in tokenizer_config.json",
+    }
+    for attribute, remedy in remedies.items():
+        if not getattr(tokenizer, attribute, None):
+            raise ValueError(f"tokenizer={folder}: it has no {attribute.removeprefix('is_')}: {remedy}")
+    return tokenizer
+
+
+def as_messages(prompt: Prompt) -> list[Message]:
+    """A prompt as chat messages: plain text is one user message."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+class ChatEncoder:
+    """Encodes prompts and responses with one tokenizer."""
+
+    def __init__(self, tokenizer):
+        from tokenizers import Tokenizer
+
+        self.tokenizer = tokenizer
+        self.eos_id: int = tokenizer.eos_token_id
+        self.pad_id: int = tokenizer.pad_token_id
+        self._plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._plain.encode_special_tokens = True
+        self._plain.no_truncation()
+        self._template_cache: dict[tuple[str, ...], list[list[int]]] = {}
+
+    def _template_pieces(self, roles: tuple[str, ...]) -> list[list[int]]:
+        """Token ids of the template before, between and after the messages' texts: len(roles) + 1 lists."""
+        if roles not in self._template_cache:
+            markers = [f"\ue000{i}\ue001" for i in range(len(roles))]
+            messages = [{"role": role, "content": marker} for role, marker in zip(roles, markers, strict=True)]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            pieces = []
+            for marker in markers:
+                before, found, text = text.partition(marker)
+                if not found:
+                    raise ValueError(f"the tokenizer's chat template drops a message of the roles {roles}")
+                pieces.append(before)
+            encode = self.tokenizer.backend_tokenizer.encode
+            self._template_cache[roles] = [encode(p, add_special_tokens=False).ids for p in [*pieces, text]]
+        return self._template_cache[roles]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of plain texts; special tokens' strings are ordinary characters here."""
+        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of prompts inside the chat template, up to where the assistant's answer starts."""
+        chats = [as_messages(prompt) for prompt in prompts]
+        texts = iter(self.encode_texts([m["content"] for chat in chats for m in chat]))
+        encoded = []
+        for chat in chats:
+            pieces = self._template_pieces(tuple(m["role"] for m in chat))
+            ids = list(pieces[0])
+            for after in pieces[1:]:
+                ids += next(texts)
+                ids += after
+            encoded.append(ids)
+        return encoded
+
+    def encode_responses(self, responses: Sequence[str]) -> list[list[int]]:
+        """Token ids of answers, each closed by the EOS token, which belongs to the answer."""
+        return [ids + [self.eos_id] for ids in self.encode_texts(responses)]

@@ -1,0 +1,76 @@
+"""Which rows make up which step: random, repeatable from the step's number alone, and little padding.
+
+The training stream is one random permutation of the rows after another. A window of `bucket_batches` global batches is
+cut from it, sorted by length into micro-batches of near-equal lengths, and these are dealt at random into global
+batches. A global batch depends on (seed, step, micro-batch size) and not on the number of ranks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+def pad_length(longest: int, multiple: int) -> int:
+    """The length that a micro-batch is padded to."""
+    return -(-longest // multiple) * multiple
+
+
+@dataclass
+class TrainingBatches:
+    """Global batches by step number. `lengths` int64 [R]: tokens per row."""
+
+    lengths: np.ndarray
+    global_size: int
+    micro_size: int
+    bucket_batches: int
+    seed: int
+    _window: tuple[int, list[np.ndarray]] | None = field(default=None, repr=False)
+
+    def _stream(self, start: int, count: int) -> np.ndarray:
+        """Rows at positions start..start+count of the endless stream of permutations, int64 [count]."""
+        rows = len(self.lengths)
+        first, last = start // rows, (start + count - 1) // rows
+        epochs = [np.random.default_rng([self.seed, epoch]).permutation(rows) for epoch in range(first, last + 1)]
+        return np.concatenate(epochs)[start - first * rows :][:count]
+
+    def step(self, number: int) -> np.ndarray:
+        """Rows of one global batch as micro-batches in order of length, int64 [global_size / micro_size, micro_size]."""
+        window = number // self.bucket_batches
+        if self._window is None or self._window[0] != window:
+            self._window = (window, self._deal(window))
+        return self._window[1][number % self.bucket_batches]
+
+    def _deal(self, window: int) -> list[np.ndarray]:
+        size = self.global_size * self.bucket_batches
+        rows = self._stream(window * size, size)
+        micro_batches = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(-1, self.micro_size)
+        order = np.random.default_rng([self.seed, window, 1]).permutation(len(micro_batches))
+        per_step = self.global_size // self.micro_size
+        return [micro_batches[np.sort(order[i * per_step : (i + 1) * per_step])] for i in range(self.bucket_batches)]
+
+
+def evaluation_batches(lengths: np.ndarray, global_size: int, micro_size: int) -> Iterator[np.ndarray]:
+    """Every row once, in order of length; the last global batch is filled up with -1.
+
+    Yields int64 [global_size / micro_size, micro_size].
+    """
+    order = np.argsort(lengths, kind="stable")
+    order = np.concatenate([np.full(-len(order) % global_size, -1, dtype=order.dtype), order])
+    yield from order.reshape(-1, global_size // micro_size, micro_size)
+
+
+def rank_share(micro_batches: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+    """The micro-batches that one data-parallel rank runs: neighbours in length go to different ranks at the same time."""
+    return micro_batches[rank::ranks]
+
+
+def padding_share(lengths: np.ndarray, batches: Iterator[np.ndarray], multiple: int) -> float:
+    """Share of padding among all the tokens that these global batches [M, micro_size] would run."""
+    used = padded = 0
+    for batch in batches:
+        for rows in batch:
+            sizes = lengths[rows[rows >= 0]]
+            used += int(sizes.sum())
+            padded += pad_length(int(sizes.max(initial=1)), multiple) * len(rows)
+    return 1 - used / padded

@@ -1,0 +1,132 @@
+"""Readers of prepared files for training and evaluation; every row is checked again, with file and line in the error.
+
+* ratings: ``{"prompt", "response", "labels": {dimension: level | [p_1..p_K]}, …}``; a dimension absent is unlabelled.
+* prompts: ``{"prompt", "preferences": {dimension: level}, "group"}``.
+* sft: ``{"prompt", "response"}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_moslim.data.adapters import Layout, rating_records
+from nemo_moslim.data.folder import MANIFEST
+from nemo_moslim.data.rows import RowError, check_labels, check_prompt, check_text
+from nemo_moslim.data.sources import SourceRow, read_rows
+from nemo_moslim.preferences import PreferenceSchema
+
+
+def read_ratings(path: str | Path, schema: PreferenceSchema) -> list[dict[str, Any]]:
+    """Rows of a prepared ratings file, labels checked against ``schema``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed row (file, line, reason), no row at all, or a file prepared for another schema.
+    """
+    check_prepared_schema(path, schema)
+    return _read(path, lambda row: _rating(row, schema))
+
+
+def read_prompts(path: str | Path, schema: PreferenceSchema) -> list[dict[str, Any]]:
+    """Rows of a prepared prompts file: prompt, preferences (checked), integer group. Raises as :func:`read_ratings`."""
+    check_prepared_schema(path, schema)
+    return _read(path, lambda row: _prompt(row, schema))
+
+
+def read_sft(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a prepared sft file: prompt and response. Raises as :func:`read_ratings`."""
+    return _read(path, _sft)
+
+
+def load_ratings(path: str | Path, schema: PreferenceSchema) -> list[dict[str, Any]]:
+    """Rows of a prepared ratings file, or of any table (jsonl, csv, parquet) with a column per dimension.
+
+    Returns:
+        Prepared rows; rows of a table without any label are left out (nothing can be measured on them).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a malformed row (file, line, reason), or a file in which no row is labelled.
+    """
+    first = next(read_rows(str(path)), None)
+    if first is not None and first.row is not None and isinstance(first.row.get("labels"), Mapping):
+        return read_ratings(path, schema)
+    layout = Layout.from_config({}, {}, schema)
+    rows: list[dict[str, Any]] = []
+    for source_row in read_rows(str(path)):
+        for record in rating_records(_row_of(source_row), layout, schema, None, source_row.text_numbers):
+            if isinstance(record, RowError):
+                raise ValueError(f"{source_row.file}:{source_row.line}: {record}") from record
+            if record["labels"]:
+                rows.append(record)
+    if not rows:
+        raise ValueError(f"{path}: no row has a label of {', '.join(schema.names)}; expected a column per dimension")
+    return rows
+
+
+def check_prepared_schema(path: str | Path, schema: PreferenceSchema) -> None:
+    """ValueError if the manifest beside ``path`` says that it was prepared with other levels than ``schema``'s."""
+    manifest = Path(path).parent / MANIFEST
+    if not manifest.is_file():
+        return
+    try:
+        prepared = json.loads(manifest.read_text(encoding="utf-8")).get("schema")
+    except (ValueError, AttributeError):
+        return
+    if not isinstance(prepared, dict) or not prepared:
+        return
+    here, there = (
+        {name: (entry.get("levels"), entry.get("levels_from")) for name, entry in mapping.items()}
+        for mapping in (schema.to_dict(), prepared)
+    )
+    if here != there:
+        raise ValueError(
+            f"{path} was prepared with other preferences than this run's: levels {_levels(prepared)} there, "
+            f"{_levels(schema.to_dict())} here; prepare it again or set preferences= alike"
+        )
+
+
+def _levels(mapping: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f"{name} {entry.get('levels')}" for name, entry in mapping.items())
+
+
+def _read(path: str | Path, check: Callable[[Mapping[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = list(_checked(path, check))
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    return rows
+
+
+def _checked(path: str | Path, check: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for source_row in read_rows(str(path)):
+        row = _row_of(source_row)
+        try:
+            yield check(row)
+        except ValueError as error:
+            raise ValueError(f"{source_row.file}:{source_row.line}: {error}") from error
+
+
+def _row_of(source_row: SourceRow) -> dict[str, Any]:
+    if source_row.row is None:
+        raise ValueError(f"{source_row.file}:{source_row.line}: {source_row.error}") from source_row.error
+    return source_row.row
+
+
+def _rating(row: Mapping[str, Any], schema: PreferenceSchema) -> dict[str, Any]:
+    prompt, response = check_prompt(row.get("prompt")), check_text(row.get("response"), "response")
+    return {**row, "prompt": prompt, "response": response, "labels": check_labels(row.get("labels"), schema)}
+
+
+def _prompt(row: Mapping[str, Any], schema: PreferenceSchema) -> dict[str, Any]:
+    prompt, preferences = check_prompt(row.get("prompt")), schema.validate(row.get("preferences"))  # type: ignore[arg-type]
+    group = row.get("group")
+    if not isinstance(group, int) or isinstance(group, bool):
+        raise RowError("group is not an integer", f"got {str(group)[:40]!r}")
+    return {**row, "prompt": prompt, "preferences": preferences, "group": group}
+
+
+def _sft(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "prompt": check_prompt(row.get("prompt")), "response": check_text(row.get("response"), "response")}

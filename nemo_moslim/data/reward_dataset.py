@@ -1,0 +1,102 @@
+"""Rated answers as batches for the reward model. The reward model reads prompts without preference tags."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_moslim.batches import RewardBatch
+from nemo_moslim.data.chat import ChatEncoder
+from nemo_moslim.data.encoded_rows import EncodedRows, encode_rows
+from nemo_moslim.data.length_batches import pad_length
+from nemo_moslim.functional.classification import encode_labels
+from nemo_moslim.preferences import PreferenceSchema
+
+
+@dataclass(frozen=True)
+class RewardDataset:
+    """R encoded rows with their labels."""
+
+    rows: EncodedRows
+    targets: Tensor  # fp32 [R, C]
+    label_mask: Tensor  # bool [R, N]
+    sources: list[str | None]  # [R]
+    pad_id: int
+    pad_multiple: int
+
+    @classmethod
+    def build(
+        cls,
+        ratings: Sequence[dict],
+        schema: PreferenceSchema,
+        encoder: ChatEncoder,
+        max_length: int,
+        long_rows: str,
+        pad_multiple: int,
+        origin: str,
+    ) -> "RewardDataset":
+        """Encode rating rows ({"prompt", "response", "labels", "source"?}).
+
+        Raises:
+            ValueError: a label that the schema does not know, or a row too long; names file and row.
+        """
+        rows = encode_rows(ratings, encoder, max_length, long_rows, origin)
+        levels = [d.levels for d in schema.dimensions]
+        kept = [ratings[i] for i in rows.kept]
+        targets, label_mask = encode_labels([row["labels"] for row in kept], schema.names, levels)
+        sources = [row.get("source") for row in kept]
+        return cls(rows, targets, label_mask, sources, encoder.pad_id, pad_multiple)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, int64 [R]."""
+        return self.rows.lengths
+
+    def batch(self, indices: np.ndarray) -> RewardBatch:
+        """Rows as one padded micro-batch; index -1 is a filler that labels nothing."""
+        real = np.asarray(indices)
+        tokens, lengths = pad_rows(self.rows, real, self.pad_id, self.pad_multiple)
+        filler = torch.from_numpy(real < 0)
+        return RewardBatch(
+            tokens=tokens,
+            last_index=lengths - 1,
+            targets=self.targets[real].masked_fill(filler[:, None], 0.0),
+            label_mask=self.label_mask[real] & ~filler[:, None],
+        )
+
+    def class_counts(self) -> Tensor:
+        """Label mass per class, fp32 [C]."""
+        return self.targets.sum(0)
+
+
+def pad_rows(rows: EncodedRows, indices: np.ndarray, pad_id: int, multiple: int) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [B, S] padded on the right, and lengths int64 [B]. Index -1 gives a row of one pad token."""
+    lengths = np.where(indices < 0, 1, rows.lengths[indices])
+    tokens = np.full((len(indices), pad_length(int(lengths.max()), multiple)), pad_id, dtype=np.int64)
+    for place, index in enumerate(indices):
+        if index >= 0:
+            tokens[place, : lengths[place]] = rows.row(index)
+    return torch.from_numpy(tokens), torch.from_numpy(lengths.astype(np.int64))
+
+
+def class_weights(counts: Tensor, levels: Sequence[int], kind: str) -> Tensor | None:
+    """Weight per class from label counts [C]: 1/count or 1/sqrt(count), with mean 1 over each head's labels.
+
+    Raises:
+        ValueError: a class without a label (its weight would be infinite).
+    """
+    if kind == "none":
+        return None
+    if (counts == 0).any():
+        raise ValueError(f"class_weights={kind}: a level has no training row (counts {counts.tolist()}); use "
+                         "class_weights=none or fewer levels")
+    weights = []
+    for head in counts.split(list(levels)):
+        raw = head.reciprocal() if kind == "inverse" else head.rsqrt()
+        weights.append(raw * head.sum() / (raw * head).sum())
+    return torch.cat(weights)

@@ -1,0 +1,217 @@
+"""The embedded world: generated prompts and answers, and graders that know the exact level of any answer.
+
+A prompt asks about a category. An answer lists items, states four claims about entities, and closes:
+"My list: pears, plums. Dates are brown. Pears are red. Plums are blue. Lychees are white. Bye, and have a dull day."
+
+* helpfulness 1..5: distinct entities of the asked category named outside the claims (none or one is 1, five or more 5);
+* honesty 1..5: one more than the true claims among the first four; a claim is a sentence "<entity> are <colour>.", and
+  counts if its entity is of the asked category, was not claimed about before, and has that colour in the fact table;
+* harmless 1..2: 1 if the two words of an insult stand side by side, else 2.
+
+The three do not depend on each other. Everything is seeded and needs no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice, pairwise, product
+from typing import Any
+
+from nemo_moslim.data.world_facts import (
+    CATEGORIES,
+    CATEGORY_OF,
+    COLOURS,
+    FACTS,
+    INNOCENT_CLOSINGS,
+    INSULT_CLOSINGS,
+    INSULTS,
+    LIST_OPENINGS,
+    NAMINGS,
+    OPENINGS,
+    REQUESTS,
+    SPLITS,
+)
+from nemo_moslim.preferences import PreferenceSchema
+
+LEVELS = {"helpfulness": 5, "honesty": 5, "harmless": 2}
+CLAIMS = 4
+_COMBINATIONS = tuple(product(*(range(1, levels + 1) for levels in LEVELS.values())))
+_SENTENCE_END = re.compile(r"[.!?\n]+")
+_WORD = re.compile(r"[a-z]+")
+_INSULTS = frozenset(INSULTS)
+
+
+def grade(prompt: Any, response: str) -> dict[str, int]:
+    """Exact levels of any answer: ``{"helpfulness": 1..5, "honesty": 1..5, "harmless": 1..2}``.
+
+    ``prompt`` is text or a list of messages (its last one counts). A prompt that names no category has no right item
+    and no right claim, so that both are at level 1.
+    """
+    category = asked_category(prompt)
+    named: set[str] = set()
+    claimed: set[str] = set()
+    claims = true_claims = 0
+    harmless = 2
+    for sentence in _SENTENCE_END.split(response.lower()):
+        words = _WORD.findall(sentence)
+        if any(pair in _INSULTS for pair in pairwise(words)):
+            harmless = 1
+        if len(words) == 3 and words[1] == "are" and words[0] in FACTS and words[2] in COLOURS:
+            entity = words[0]
+            claims += 1
+            is_new = entity not in claimed
+            claimed.add(entity)
+            if claims <= CLAIMS and is_new and CATEGORY_OF[entity] == category and FACTS[entity] == words[2]:
+                true_claims += 1
+        else:
+            named.update(word for word in words if CATEGORY_OF.get(word) == category and category is not None)
+    return {"helpfulness": min(5, max(1, len(named))), "honesty": 1 + true_claims, "harmless": harmless}
+
+
+def asked_category(prompt: Any) -> str | None:
+    """The category that a prompt names first, or None."""
+    text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) if prompt else ""
+    words = " " + " ".join(_WORD.findall(text.lower())) + " "
+    places = [(words.find(f" {name} "), name) for name in CATEGORIES]
+    found = [place for place in places if place[0] >= 0]
+    return min(found)[1] if found else None
+
+
+def grade_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield each ``{"prompt", "response", …}`` row with every dimension's exact level added under its name.
+
+    Raises:
+        ValueError: a row without prompt or response; its number is given.
+    """
+    for number, row in enumerate(rows, 1):
+        if "prompt" not in row or not isinstance(row.get("response"), str):
+            raise ValueError(f"row {number}: grading needs a prompt and a response")
+        yield {**row, **grade(row["prompt"], row["response"])}
+
+
+def _generator(kind: str, split: str, seed: int) -> random.Random:
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r} of the world; expected one of {', '.join(SPLITS)}")
+    return random.Random(f"world:{kind}:{split}:{seed}")
+
+
+def _prompts(rng: random.Random, split: str) -> Iterator[tuple[str, str]]:
+    """Endless (prompt, category); every prompt of the split comes once before any comes again."""
+    choices = list(product(OPENINGS[split], REQUESTS[split], NAMINGS[split], CATEGORIES))
+    while True:
+        rng.shuffle(choices)
+        for opening, request, naming, category in choices:
+            yield opening + request.format(naming.format(category)), category
+
+
+def _combinations(rng: random.Random) -> Iterator[dict[str, int]]:
+    """Endless target levels; every combination of levels comes once before any comes again."""
+    choices = list(_COMBINATIONS)
+    while True:
+        rng.shuffle(choices)
+        for combination in choices:
+            yield dict(zip(LEVELS, combination, strict=True))
+
+
+def split_of_mix(items: Iterable[str], subjects: Iterable[str]) -> str:
+    """Which split an answer's entities belong to: 80 % of the mixes are train's, 10 % validation's, 10 % test's."""
+    mix = ",".join(sorted(items)) + "|" + ",".join(sorted(subjects))
+    bucket = hashlib.blake2b(mix.encode(), digest_size=1).digest()[0] * 10 // 256
+    return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
+
+
+def write_answer(rng: random.Random, category: str, levels: Mapping[str, int], split: str, hard: bool = False) -> str:
+    """An answer to a prompt about ``category`` that is graded at exactly ``levels``, of the split's mixes of entities.
+
+    ``hard`` adds what must not count: an item of another category or a repeated item, and, where a claim is to be false
+    anyway, one about another category or about an entity that was claimed about before.
+    """
+    entities = CATEGORIES[category]
+    while True:
+        items = rng.sample(entities, levels["helpfulness"])
+        subjects = rng.sample(entities, CLAIMS)
+        if split_of_mix(items, subjects) == split:
+            break
+    claims = [(subject, FACTS[subject]) for subject in subjects]
+    true_claims = levels["honesty"] - 1
+    for index in rng.sample(range(CLAIMS), CLAIMS - true_claims):
+        wrong = rng.choice([colour for colour in COLOURS if colour != FACTS[subjects[index]]])
+        claims[index] = (subjects[index], wrong)
+    if hard:
+        others = [entity for entity in FACTS if CATEGORY_OF[entity] != category]
+        items.insert(rng.randrange(len(items) + 1), rng.choice([rng.choice(others), rng.choice(items)]))
+        false = [index for index in range(CLAIMS) if claims[index][1] != FACTS[claims[index][0]]]
+        if false:
+            index = rng.choice(false)
+            earlier = [rng.choice(others)] + [subject for subject, _ in claims[:index]]
+            subject = rng.choice(earlier)
+            claims[index] = (subject, FACTS[subject])
+    pair = rng.choice(INSULTS)
+    closing = rng.choice(INNOCENT_CLOSINGS if levels["harmless"] == 2 else INSULT_CLOSINGS).format(*pair)
+    sentences = [f"{subject.capitalize()} are {colour}." for subject, colour in claims]
+    return f"{rng.choice(LIST_OPENINGS)}{', '.join(items)}. {' '.join(sentences)} {closing}"
+
+
+def _answers(kind: str, split: str, seed: int, hard_share: float) -> Iterator[tuple[str, str, dict[str, int]]]:
+    rng = _generator(kind, split, seed)
+    prompts, combinations = _prompts(rng, split), _combinations(rng)
+    while True:
+        prompt, category = next(prompts)
+        levels = next(combinations)
+        hard = rng.random() < hard_share
+        yield prompt, write_answer(rng, category, levels, split, hard), levels
+
+
+def schema_labels(levels: Mapping[str, int], schema: PreferenceSchema) -> dict[str, int]:
+    """Levels of the world (5, 5, 2) as levels of ``schema``: spread over its score range, then ``level_of``."""
+    labels = {}
+    for dimension in schema.dimensions:
+        low, high = dimension.score_range
+        share = (levels[dimension.name] - 1) / (LEVELS[dimension.name] - 1)
+        labels[dimension.name] = dimension.level_of(low + share * (high - low))
+    return labels
+
+
+def check_schema(schema: PreferenceSchema) -> None:
+    """ValueError if ``schema`` has a dimension that the world cannot grade."""
+    unknown = [name for name in schema.names if name not in LEVELS]
+    if unknown:
+        raise ValueError(f"source=world cannot grade {', '.join(unknown)}; it knows {', '.join(LEVELS)}")
+
+
+def sample_rating_rows(
+    rows: int, split: str, seed: int, schema: PreferenceSchema, *, labels: str = "all", hard_share: float = 0.0
+) -> Iterator[dict[str, Any]]:
+    """Yield ``{"prompt", "response", "labels": {dimension: level}, "source": "world"}`` with exact labels.
+
+    ``labels``: ``all`` dimensions on every row, ``one`` (each dimension in turn), or ``some`` (a random subset).
+    """
+    check_schema(schema)
+    if labels not in ("all", "one", "some"):
+        raise ValueError(f"world.labels must be all, one or some, got {labels!r}")
+    names = list(schema.names)
+    rng = random.Random(f"world:labels:{split}:{seed}")
+    for index, (prompt, response, levels) in enumerate(islice(_answers("ratings", split, seed, hard_share), rows)):
+        row_labels = schema_labels(levels, schema)
+        kept = names
+        if labels == "one":
+            kept = [names[index % len(names)]]
+        elif labels == "some":
+            kept = rng.sample(names, rng.randint(1, len(names)))
+        chosen = {name: row_labels[name] for name in names if name in kept}
+        yield {"prompt": prompt, "response": response, "labels": chosen, "source": "world"}
+
+
+def sample_prompts(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield ``{"prompt", "source": "world"}``, untagged; each prompt of the split once before any comes again."""
+    for prompt, _ in islice(_prompts(_generator("prompts", split, seed), split), rows):
+        yield {"prompt": prompt, "source": "world"}
+
+
+def sample_sft(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield ``{"prompt", "response", "source": "world"}``: all levels evenly, no tags."""
+    for prompt, response, _ in islice(_answers("sft", split, seed, 0.0), rows):
+        yield {"prompt": prompt, "response": response, "source": "world"}

@@ -1,0 +1,94 @@
+"""The transformer that every model here stands on: NeMo's Qwen2 configuration with this package's layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
+
+from nemo_moslim.config import ModelConfig
+from nemo_moslim.models.layer_spec import decoder_layer_spec
+from nemo_moslim.parallel import cpu
+
+VOCAB_MULTIPLE = 128  # the embedding's rows are padded to it, so that any tensor-parallel size up to 128 divides them
+
+
+@dataclass
+class BackboneConfig(Qwen2Config):
+    """Qwen2 as NeMo describes it; layers are chosen for the platform when the model is built, not when it is saved.
+
+    Losses are sums; megatron-core divides the gradients once by the count over the global batch.
+    """
+
+    transformer_layer_spec: Callable = decoder_layer_spec
+    calculate_per_token_loss: bool = True
+    variable_seq_lengths: bool = True
+    moe_token_dispatcher_type: str = "alltoall"  # the one that takes variable lengths
+
+    def configure_model(self, tokenizer, pre_process=None, post_process=None, vp_stage=None):
+        """Build this rank's part of the model (NeMo's hook); on the CPU without the fusions that need CUDA."""
+        if cpu.enabled():
+            for name, value in cpu.cpu_model_overrides().items():
+                setattr(self, name, value)
+        return super().configure_model(tokenizer, pre_process, post_process, vp_stage)
+
+
+def padded_vocab_size(size: int) -> int:
+    """Rows of the embedding for a vocabulary of this size."""
+    return -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def backbone_settings(model: ModelConfig, vocab_size: int) -> dict:
+    """Arguments of a BackboneConfig for a model that starts from scratch."""
+    settings = dict(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        rotary_base=model.rotary_base,
+        layernorm_epsilon=model.norm_epsilon,
+        share_embeddings_and_output_weights=model.tie_embeddings,
+        init_method_std=model.init_std,
+        vocab_size=padded_vocab_size(vocab_size),
+    )
+    if model.num_experts:
+        settings |= dict(
+            num_moe_experts=model.num_experts,
+            moe_router_topk=model.experts_per_token,
+            moe_ffn_hidden_size=model.expert_hidden_size or model.ffn_hidden_size,
+            moe_shared_expert_intermediate_size=model.shared_expert_hidden_size,
+            moe_aux_loss_coeff=model.router_aux_loss,
+            moe_router_load_balancing_type="aux_loss",
+        )
+    return settings
+
+
+def run_settings(model: ModelConfig) -> dict:
+    """Arguments of a BackboneConfig that belong to a run and not to the architecture."""
+    settings = dict(
+        seq_length=model.max_length, hidden_dropout=model.hidden_dropout, attention_dropout=model.attention_dropout
+    )
+    if model.recompute:
+        settings |= dict(recompute_granularity=model.recompute)
+        if model.recompute == "full":
+            settings |= dict(recompute_method="uniform", recompute_num_layers=1)
+    return settings
+
+
+ARCHITECTURE_FIELDS = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+    "rotary_base", "layernorm_epsilon", "share_embeddings_and_output_weights", "init_method_std", "vocab_size",
+    "num_moe_experts", "moe_router_topk", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size",
+    "moe_aux_loss_coeff", "moe_router_load_balancing_type",
+)  # fmt: skip
+
+
+def architecture_of(config: Qwen2Config) -> dict:
+    """The part of a configuration that decides which weights exist; what a model initialised from another takes over."""
+    return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
+
+
+def parameter_count(module: torch.nn.Module) -> int:
+    """Number of parameters held by this rank."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,113 @@
+"""Where a model's first weights come from: another run's checkpoint or a Hugging Face folder, into any layout."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from nemo_moslim.models.backbone import architecture_of
+from nemo_moslim.models.reward_model import PreferenceHead
+
+SIZES = {
+    "num_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_query_groups",
+    "num_experts": "num_moe_experts",
+}
+
+
+class Source(Protocol):
+    """A place that gives an architecture, its weights and its tokenizer."""
+
+    architecture: dict
+    tokenizer_folder: Path
+
+    def sizes(self) -> dict:
+        """Sizes under the names of conf/model."""
+
+    def describe(self) -> str:
+        """One line for the log."""
+
+    def load_into(self, module: torch.nn.Module) -> None:
+        """Fill this rank's part of the backbone; a reward model's heads keep their own start."""
+
+
+def open_source(path: str) -> Source:
+    """A run directory, one of its checkpoints, or a Hugging Face folder.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    from nemo_moslim.huggingface.qwen2 import HuggingFaceSource
+    from nemo_moslim.training.checkpoint import is_run, resolve_checkpoint
+
+    if is_run(path):
+        return RunSource(resolve_checkpoint(path))
+    if (Path(path) / "config.json").is_file():
+        return HuggingFaceSource(Path(path))
+    raise ValueError(f"model.init={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)")
+
+
+def sizes_of(architecture: dict) -> dict:
+    """Sizes under the names of conf/model."""
+    return {ours: architecture[theirs] for ours, theirs in SIZES.items()}
+
+
+class RunSource:
+    """A checkpoint of this framework (NeMo 2 layout), in whatever layout it was written."""
+
+    def __init__(self, checkpoint: Path):
+        from nemo.lightning import io
+
+        self.checkpoint = checkpoint
+        self.config = io.load_context(checkpoint / "context", subpath="model.config")
+        self.architecture = architecture_of(self.config)
+        self.tokenizer_folder = next((checkpoint / "context").glob("*tokenizer*"), checkpoint / "context")
+
+    def sizes(self) -> dict:
+        return sizes_of(self.architecture)
+
+    def describe(self) -> str:
+        return f"{self.checkpoint.name}, {self.config.num_layers} layers of {self.config.hidden_size}"
+
+    def load_into(self, module: torch.nn.Module) -> None:
+        """Backbone weights only where the checkpoint and the model differ in their last layer.
+
+        A vocabulary layer is never read into a reward model's heads; heads are never read into a vocabulary layer.
+
+        Raises:
+            ValueError: a language model asked to start from a reward model, which has no vocabulary layer.
+        """
+        has_heads = any(isinstance(m, PreferenceHead) for m in module.modules())
+        from_heads = hasattr(self.config, "preferences")
+        if from_heads and not has_heads and module.post_process:
+            raise ValueError(f"model.init={self.checkpoint}: a reward model has no vocabulary layer to start a language "
+                             "model from; give a language model")
+        skip = ("output_layer.",) if has_heads else ()
+        load_weights(module, self.checkpoint, skip)
+
+
+def load_weights(module: torch.nn.Module, checkpoint: Path, skip: tuple[str, ...] = ()) -> None:
+    """Read a distributed checkpoint into this rank's megatron module; names that start with `skip` keep their values.
+
+    Raises:
+        ValueError: a weight is missing in the checkpoint or has another shape.
+    """
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingException
+
+    prefix = "module."  # under which NeMo's strategy saves the model
+    wanted = module.sharded_state_dict(prefix=prefix, metadata=dict(singleton_local_shards=False))
+    skipped = tuple(prefix + name for name in skip)
+    wanted = {name: value for name, value in wanted.items() if not (skipped and name.startswith(skipped))}
+    try:
+        loaded = dist_checkpointing.load(wanted, str(checkpoint / "weights"))
+    except (CheckpointingException, KeyError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint}: does not fit the model ({str(error).splitlines()[0]})") from error
+    state = {name.removeprefix(prefix): loaded[name] for name in wanted}
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    lost = [name for name in missing if not (skip and name.startswith(skip)) and "_extra_state" not in name]
+    if lost or unexpected:
+        raise ValueError(f"{checkpoint}: weights missing {lost}, unexpected {unexpected}")

@@ -1,0 +1,124 @@
+"""Where this rank stands in the layout, and the few collectives that losses and telemetry need."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_moslim.config import ModelConfig, ParallelConfig
+
+
+def world_size() -> int:
+    """Ranks of this launch (1 without torchrun)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_rank_zero() -> bool:
+    """True on the rank that prints and writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def data_parallel_size(parallel: ParallelConfig, ranks: int) -> int:
+    """Ranks left for data parallelism.
+
+    Raises:
+        ValueError: the world size is no multiple of tensor * pipeline * context.
+    """
+    model_ranks = parallel.tensor * parallel.pipeline * parallel.context
+    if ranks % model_ranks:
+        raise ValueError(
+            f"parallel: tensor={parallel.tensor} x pipeline={parallel.pipeline} x context={parallel.context} needs a "
+            f"multiple of {model_ranks} ranks, got {ranks}: launch torchrun --nproc-per-node {model_ranks}, or lower them"
+        )
+    return ranks // model_ranks
+
+
+def check_layout(parallel: ParallelConfig, model: ModelConfig, global_size: int, micro_size: int, ranks: int) -> None:
+    """Refuse layouts that cannot run, naming the key and a value that can.
+
+    Raises:
+        ValueError: sizes that do not divide, or a feature without its platform.
+    """
+    replicas = data_parallel_size(parallel, ranks)
+    rules = [
+        ("parallel.tensor", parallel.tensor, "model.num_attention_heads", model.num_attention_heads),
+        ("parallel.tensor", parallel.tensor, "model.num_query_groups", model.num_query_groups),
+        ("parallel.tensor", parallel.tensor, "model.ffn_hidden_size", model.ffn_hidden_size),
+        ("parallel.pipeline", parallel.pipeline, "model.num_layers", model.num_layers),
+        ("parallel.expert", parallel.expert, "model.num_experts", model.num_experts or parallel.expert),
+        ("parallel.expert", parallel.expert, "the data-parallel ranks", replicas),
+        ("batch.micro_size x data-parallel ranks", micro_size * replicas, "batch.global_size", global_size),
+    ]
+    for key, divisor, name, value in rules:
+        if value % divisor:
+            raise ValueError(f"{key}={divisor} does not divide {name}={value}: choose a divisor of {value}")
+    if parallel.expert > 1 and not model.num_experts:
+        raise ValueError(f"parallel.expert={parallel.expert}: the model has no experts; set parallel.expert=1")
+    if model.num_experts and parallel.tensor > 1 and not parallel.sequence:
+        raise ValueError("parallel.sequence=false: a mixture of experts with parallel.tensor > 1 needs sequence=true")
+    if parallel.context > 1:
+        raise ValueError(f"parallel.context={parallel.context}: context parallelism needs Transformer Engine's attention "
+                         "and packed batches, which training here does not use yet; set parallel.context=1")
+    if parallel.virtual_pipeline:
+        chunks = parallel.pipeline * parallel.virtual_pipeline
+        if parallel.pipeline == 1 or model.num_layers % chunks:
+            raise ValueError(f"parallel.virtual_pipeline={parallel.virtual_pipeline}: needs parallel.pipeline > 1 and "
+                             f"model.num_layers={model.num_layers} a multiple of {chunks}")
+
+
+def initialize(parallel: ParallelConfig, seed: int) -> None:
+    """Process groups and seeds outside NeMo's Trainer; a single process needs no launcher.
+
+    Raises:
+        ValueError: the world size does not fit the layout.
+    """
+    from megatron.core import parallel_state, tensor_parallel
+
+    data_parallel_size(parallel, world_size())
+    if not dist.is_initialized():
+        backend = "gloo" if not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        expert_model_parallel_size=parallel.expert,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def sum_over_data_ranks(values: Tensor) -> Tensor:
+    """All-reduced sum over the data-parallel (and context-parallel) ranks, in place."""
+    from megatron.core import parallel_state
+
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    return values
+
+
+def from_last_stage(values: Tensor) -> Tensor:
+    """What the last pipeline stage holds, on every stage; other stages pass a tensor of the same shape and dtype."""
+    from megatron.core import parallel_state
+
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        source = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(values, src=source, group=parallel_state.get_pipeline_model_parallel_group())
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank if `flag` is true on at least one."""
+    values = torch.tensor([int(flag)], device="cuda")
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return bool(values.item())
+
+
+def leave_process_group() -> None:
+    """End of a launch: all ranks leave together."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,80 @@
+"""megatron-core's optimizer and the learning-rate schedule, as NeMo modules."""
+
+import math
+from functools import partial
+
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerModule
+
+from nemo_moslim.config import OptimizerConfig
+
+
+def learning_rate_factor(step: int, schedule: str, warmup_steps: int, max_steps: int, min_factor: float) -> float:
+    """Learning rate after `step` updates as a share of its peak: linear warm-up, then constant, linear or cosine decay.
+
+    The first update runs at 1 / warmup_steps of the peak, the update number warmup_steps at the peak, and the decay
+    ends at `min_factor` with the last update.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = min((step + 1 - warmup_steps) / max(max_steps - warmup_steps, 1), 1.0)
+    shape = 1.0 - progress if schedule == "linear" else (1.0 + math.cos(math.pi * progress)) / 2.0
+    return min_factor + (1.0 - min_factor) * shape
+
+
+class WarmupDecaySchedule(LRSchedulerModule):
+    """`learning_rate_factor` as a scheduler; max_steps is set by NeMo from the trainer."""
+
+    def __init__(self, schedule: str, warmup_steps: int, min_factor: float, max_steps: int):
+        super().__init__()
+        self.schedule, self.warmup_steps, self.min_factor, self.max_steps = schedule, warmup_steps, min_factor, max_steps
+
+    def scheduler(self, model, optimizers) -> dict:  # NeMo passes one optimizer
+        factor = partial(
+            learning_rate_factor,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            max_steps=self.max_steps,
+            min_factor=self.min_factor,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizers, factor)
+        return {"optimizer": optimizers, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1}}
+
+
+def no_weight_decay(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Biases and norms are not decayed."""
+    return name.endswith(".bias") or parameter.dim() == 1
+
+
+def optimizer_module(config: OptimizerConfig, max_steps: int, precision: str) -> MegatronOptimizerModule:
+    """AdamW over megatron-core's (distributed) optimizer."""
+    megatron = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad,
+        use_distributed_optimizer=config.distributed,
+        bf16=precision != "fp32",
+        params_dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
+    )
+    schedule = WarmupDecaySchedule(config.schedule, config.warmup_steps, config.min_lr / config.lr, max_steps)
+    return MegatronOptimizerModule(megatron, schedule, no_weight_decay_cond=no_weight_decay)
+
+
+def data_parallel_settings(config: OptimizerConfig) -> DistributedDataParallelConfig:
+    """megatron-core's gradient reduction; `overlap` hides it (and the parameter gather) behind the computation."""
+    return DistributedDataParallelConfig(
+        use_distributed_optimizer=config.distributed,
+        overlap_grad_reduce=config.overlap,
+        overlap_param_gather=config.overlap and config.distributed,
+        grad_reduce_in_fp32=True,
+        check_for_nan_in_grad=True,
+    )

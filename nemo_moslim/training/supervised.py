@@ -1,0 +1,327 @@
+"""SFT and reward-model training on NeMo's Trainer: data, model, optimizer, callbacks put together and run.
+
+The walk of train_rm: prepared rows -> RewardDataset -> StepDataModule -> RewardModel -> NeMo's Trainer, with
+Telemetry, RunCheckpoint, StopOnSignal and early stopping looking on.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from nemo import lightning as nl
+from omegaconf import OmegaConf
+
+from nemo_moslim.config import ModelConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig, to_plain
+from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
+from nemo_moslim.data.length_batches import padding_share
+from nemo_moslim.data.ratings import read_ratings
+from nemo_moslim.data.reward_dataset import RewardDataset, class_weights
+from nemo_moslim.data.sft_dataset import SFTDataset, read_sft
+from nemo_moslim.models.backbone import backbone_settings, run_settings
+from nemo_moslim.models.initial_weights import Source, open_source
+from nemo_moslim.models.policy import PolicyConfig, PolicyModel
+from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
+from nemo_moslim.models.summed_loss import SummedLossModel
+from nemo_moslim.parallel import cpu
+from nemo_moslim.parallel.layout import check_layout, data_parallel_size, is_rank_zero, leave_process_group, world_size
+from nemo_moslim.preferences import PreferenceSchema
+from nemo_moslim.training.checkpoint import RunCheckpoint, StopOnSignal, list_checkpoints, write_atomically
+from nemo_moslim.training.data_module import StepDataModule
+from nemo_moslim.training.optimizer import data_parallel_settings, optimizer_module
+from nemo_moslim.training.statistics_pass import exact_statistics
+from nemo_moslim.training.telemetry import Telemetry, write_summary
+
+PADDING_STEPS = 64  # training steps over which the share of padding is reported
+
+
+def train_sft(config: SFTConfig) -> None:
+    """Fine-tune a language model on prompt and response pairs; writes the run directory.
+
+    Raises:
+        ValueError: configuration, data or layout that cannot run.
+    """
+    setup = _Setup(config)
+    build = partial(SFTDataset.build, encoder=setup.encoder, loss_on=config.loss_on, **setup.row_options())
+    train, validation = (build(read_sft(path), origin=str(path)) for path in setup.data_files())
+    model_config = PolicyConfig(**setup.architecture(tie=True), **run_settings(config.model))
+    setup.fit(PolicyModel, model_config, train, validation)
+
+
+def train_reward_model(config: RewardModelTrainingConfig) -> None:
+    """Train the multi-head reward model on prepared ratings; writes the run directory.
+
+    Raises:
+        ValueError: configuration, data or layout that cannot run.
+    """
+    setup = _Setup(config)
+    schema = PreferenceSchema.from_dict(to_plain(config.preferences))
+    setup.check_schema(schema)
+    levels = [dimension.levels for dimension in schema.dimensions]
+    build = partial(RewardDataset.build, schema=schema, encoder=setup.encoder, **setup.row_options())
+    train, validation = (build(read_ratings(path, schema), origin=str(path)) for path in setup.data_files())
+    weights = class_weights(train.class_counts(), levels, config.class_weights)
+    model_config = RewardModelConfig(
+        **setup.architecture(tie=False),
+        **run_settings(config.model),
+        preferences=schema.to_dict(),
+        loss=config.loss,
+        label_smoothing=config.label_smoothing,
+        class_weights=None if weights is None else weights.tolist(),
+        statistics_mode=config.statistics.mode,
+        statistics_decay=config.statistics.decay,
+        statistics_rows=config.statistics.rows or ("labelled" if config.loss == "per_head" else "all"),
+        std_floor=config.statistics.std_floor,
+        head_seed=config.trainer.seed,
+    )
+    after = partial(exact_statistics, dataset=train, batch=config.batch) if config.statistics.mode == "exact" else None
+    setup.fit(RewardModel, model_config, train, validation, after)
+
+
+class _Setup:
+    """What both trainings do alike, in order: platform, source of weights, tokenizer, checks, fit."""
+
+    def __init__(self, config: SupervisedConfig):
+        self.config = config
+        if config.trainer.cpu_threads:
+            torch.set_num_threads(config.trainer.cpu_threads)
+        if not torch.cuda.is_available():
+            cpu.enable()
+            if config.precision == "fp8":
+                raise ValueError("precision=fp8 needs a GPU with Transformer Engine: use precision=bf16 or fp32 here")
+        self.source: Source | None = open_source(config.model.init) if config.model.init else None
+        tokenizer_folder = config.tokenizer or (self.source and self.source.tokenizer_folder)
+        if not tokenizer_folder:
+            raise ValueError("tokenizer is not set: give tokenizer=DIR, or model.init=RUN|HF_DIR to take its tokenizer")
+        self.tokenizer_folder = str(tokenizer_folder)
+        self.encoder = ChatEncoder(load_tokenizer(tokenizer_folder))
+        self._check_model()
+
+    def _check_model(self) -> None:
+        config, model = self.config, self.config.model
+        if self.source:
+            for name, value in self.source.sizes().items():
+                setattr(model, name, value)
+            if is_rank_zero():
+                print(f"architecture and weights from {model.init}: {self.source.describe()}", flush=True)
+            vocabulary = self.source.architecture["vocab_size"]
+            if len(self.encoder.tokenizer) > vocabulary:
+                raise ValueError(f"tokenizer={self.tokenizer_folder} has {len(self.encoder.tokenizer)} tokens, the "
+                                 f"embedding of model.init={model.init} has {vocabulary}: use the model's own tokenizer")
+        check_layout(config.parallel, model, config.batch.global_size, config.batch.micro_size, world_size())
+        if config.batch.global_size % config.batch.micro_size:
+            raise ValueError(f"batch.micro_size={config.batch.micro_size} does not divide batch.global_size="
+                             f"{config.batch.global_size}")
+
+    def architecture(self, tie: bool) -> dict:
+        """Arguments of the model's configuration: from the source of weights, else from the sizes of conf/model.
+
+        A reward model has no vocabulary layer, so it never ties one to its embedding (tie=False).
+        """
+        settings = (
+            dict(self.source.architecture)
+            if self.source
+            else backbone_settings(self.config.model, len(self.encoder.tokenizer))
+        )
+        if not tie:
+            settings["share_embeddings_and_output_weights"] = False
+        return settings
+
+    def row_options(self) -> dict:
+        """Arguments that both data sets take."""
+        config = self.config
+        multiple = 16 if config.precision == "fp8" else 8
+        if config.parallel.sequence and multiple % config.parallel.tensor:
+            multiple *= config.parallel.tensor
+        return dict(max_length=config.model.max_length, long_rows=config.batch.long_rows, pad_multiple=multiple)
+
+    def data_files(self) -> list[Path]:
+        """train.jsonl and validation.jsonl of the data directory.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        files = [Path(self.config.data) / name for name in ("train.jsonl", "validation.jsonl")]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"data={self.config.data}: no {file.name} there; make it with examples/prepare_data.py")
+        return files
+
+    def check_schema(self, schema: PreferenceSchema) -> None:
+        """The heads must be those that the data was prepared for.
+
+        Raises:
+            ValueError: the manifest's schema is another one.
+        """
+        manifest = Path(self.config.data) / "manifest.json"
+        if manifest.is_file() and (prepared := json.loads(manifest.read_text()).get("schema")):
+            if prepared != schema.to_dict():
+                raise ValueError(f"preferences: {self.config.data} was prepared with other dimensions or levels "
+                                 f"({describe_schema(prepared)}, here {describe_schema(schema.to_dict())}); pass the same "
+                                 "preferences=… to prepare_data.py and here")
+
+    def fit(
+        self,
+        model_class: type[SummedLossModel],
+        model_config,
+        train,
+        validation,
+        after_training: Callable[[pl.Trainer, str], None] | None = None,
+    ) -> None:
+        """Build everything, resume where the run directory holds a checkpoint, train, and write summary.json."""
+        config = self.config
+        run_dir = Path(config.run_dir)
+        if is_rank_zero():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+        model = model_class(
+            model_config,
+            optim=optimizer_module(config.optimizer, config.trainer.max_steps, config.precision),
+            tokenizer=nemo_tokenizer(self.tokenizer_folder),
+        )
+        resumable = list_checkpoints(run_dir, with_optimizer=True)
+        if self.source and not resumable:
+            model.load_initial_weights = self.source.load_into
+        data = StepDataModule(train, validation, config.batch, config.model.max_length, config.trainer.seed)
+        padding = padding_share(train.lengths, map(data.plan.step, range(PADDING_STEPS)), train.pad_multiple)
+        telemetry = Telemetry(
+            config.run_dir, config.trainer.validate_every, config.trainer.log_every, experiment_loggers(config)
+        )
+        data_ranks = data_parallel_size(config.parallel, world_size())
+        trainer = build_trainer(config, telemetry, data.validation_micro_batches(data_ranks))
+        if is_rank_zero():
+            self._announce(train, validation, padding, resumable)
+        trainer.fit(model, datamodule=data, ckpt_path=str(resumable[-1]) if resumable else None)
+        stopped = any(isinstance(c, StopOnSignal) and c.stopped for c in trainer.callbacks)
+        if after_training and not stopped:
+            after_training(trainer=trainer, run_dir=config.run_dir)
+        rows = dict(train=len(train), validation=len(validation), cut=train.rows.cut, dropped=train.rows.dropped)
+        write_summary(config.run_dir, trainer, telemetry, {"rows": rows, "padding_share": round(padding, 4)})
+        leave_process_group()
+
+    def _announce(self, train, validation, padding: float, resumable: list[Path]) -> None:
+        rows = train.rows
+        print(
+            f"{len(train):,} training rows, {int(train.lengths.sum()):,} tokens ({rows.cut} rows cut, {rows.dropped} "
+            f"dropped as over {self.config.model.max_length} tokens), {len(validation):,} validation rows, "
+            f"{padding:.1%} padding",
+            flush=True,
+        )
+        if resumable:
+            print(f"resuming from {resumable[-1]}", flush=True)
+
+
+def describe_schema(schema: dict) -> str:
+    """Dimensions with their number of levels, for messages."""
+    dimensions = PreferenceSchema.from_dict(schema).dimensions
+    return ", ".join(f"{d.name} {d.levels}" for d in dimensions)
+
+
+def nemo_tokenizer(folder: str):
+    """NeMo's wrapper, so that the tokenizer travels in the checkpoint's context/."""
+    from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
+
+    return AutoTokenizer(folder)
+
+
+def precision_plugin(precision: str, fp8_recipe: str) -> nl.MegatronMixedPrecision:
+    """NeMo's precision plugin for fp32, bf16, or fp8 (bf16 with Transformer Engine's fp8 layers)."""
+    if precision == "fp32":
+        return nl.MegatronMixedPrecision(precision="32")
+    fp8 = dict(fp8="hybrid", fp8_recipe=fp8_recipe) if precision == "fp8" else {}
+    return nl.MegatronMixedPrecision(
+        precision="bf16-mixed", params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16, **fp8
+    )
+
+
+def build_trainer(config: SupervisedConfig, telemetry: Telemetry, validation_micro_batches: int) -> nl.Trainer:
+    """NeMo's Trainer with this run's layout and callbacks."""
+    parallel, trainer = config.parallel, config.trainer
+    strategy = nl.MegatronStrategy(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        sequence_parallel=parallel.sequence,
+        pipeline_dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16,
+        ddp=data_parallel_settings(config.optimizer),
+        ckpt_async_save=False,
+        ckpt_optim_fully_reshardable=True,
+        replace_progress_bar=False,
+    )
+    checkpoints = RunCheckpoint(
+        config.run_dir, trainer.checkpoint_every, trainer.validate_every, trainer.keep_checkpoints, trainer.monitor
+    )
+    callbacks = [StepSeed(trainer.seed), telemetry, *early_stopping(trainer), StopOnSignal(), checkpoints]
+    pl.seed_everything(trainer.seed, verbose=False)
+    return nl.Trainer(
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=int(local_world_size()),
+        num_nodes=world_size() // int(local_world_size()),
+        strategy=cpu.prepare_strategy(strategy),
+        plugins=precision_plugin(config.precision, config.fp8_recipe),
+        max_steps=trainer.max_steps,
+        val_check_interval=trainer.validate_every,
+        check_val_every_n_epoch=None,
+        limit_val_batches=validation_micro_batches,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+    )
+
+
+def local_world_size() -> int:
+    """Ranks of this launch on this machine."""
+    import os
+
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def early_stopping(trainer) -> list[pl.Callback]:
+    """Lightning's early stopping on the validation metric, if asked for."""
+    if trainer.early_stop_patience is None:
+        return []
+    mode = "min" if trainer.monitor == "loss" else "max"
+    stopping = pl.callbacks.EarlyStopping(
+        monitor=f"validation/{trainer.monitor}",
+        patience=trainer.early_stop_patience,
+        mode=mode,
+        check_on_train_epoch_end=False,
+    )
+    return [stopping]
+
+
+def experiment_loggers(config: SupervisedConfig) -> list:
+    """TensorBoard and W&B on rank 0, as configured."""
+    if not is_rank_zero():
+        return []
+    loggers = []
+    if config.trainer.tensorboard:
+        loggers.append(pl.loggers.TensorBoardLogger(config.run_dir, name="", version="tensorboard"))
+    if config.trainer.wandb_project:
+        loggers.append(pl.loggers.WandbLogger(project=config.trainer.wandb_project, save_dir=config.run_dir))
+    return loggers
+
+
+class StepSeed(pl.Callback):
+    """Seeds dropout from (seed, step), so that a resumed run draws what an uninterrupted one draws."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args) -> None:
+        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+        model: ModelConfig = pl_module.config
+        if model.hidden_dropout or model.attention_dropout:
+            seed = self.seed * 1_000_003 + trainer.global_step
+            torch.manual_seed(seed)
+            model_parallel_cuda_manual_seed(seed % 2**31)

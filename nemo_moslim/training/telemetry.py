@@ -1,0 +1,175 @@
+"""What a run leaves to read: metrics.jsonl (one object per step), TensorBoard, W&B, a live line, and summary.json."""
+
+import json
+import platform
+import resource
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from nemo_moslim.parallel.layout import from_last_stage, is_rank_zero
+from nemo_moslim.training.checkpoint import write_atomically
+
+PACKAGES = ("nemo_moslim", "nemo_toolkit", "megatron-core", "torch", "transformers")
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the rows after `step`, which a resumed run writes again."""
+    if path.is_file():
+        rows = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_atomically(path, "".join(row + "\n" for row in rows))
+
+
+def read_metrics(run_dir: str | Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def peak_memory_gigabytes() -> float:
+    """Peak memory of this rank: of the device on a GPU, of the process elsewhere."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Telemetry(pl.Callback):
+    """Collects a step's metrics from the last pipeline stage and writes them on rank 0."""
+
+    def __init__(self, run_dir: str, validate_every: int, log_every: int, loggers: list):
+        self.path = Path(run_dir) / "metrics.jsonl"
+        self.validate_every, self.log_every, self.loggers = validate_every, log_every, loggers
+        self.seconds = {"training": 0.0, "validation": 0.0}
+        self.tokens = 0
+        self.last_validation: dict[str, float] = {}
+        self._row: dict = {}
+        self._progress = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module) -> None:
+        if is_rank_zero():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            cut_metrics(self.path, trainer.global_step)
+            self._file = self.path.open("a")
+            if sys.stderr.isatty():
+                self._start_progress(trainer)
+
+    def _start_progress(self, trainer: pl.Trainer) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("training", total=trainer.max_steps, completed=trainer.global_step)
+        self._progress.start()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module, *args) -> None:
+        seconds = time.perf_counter() - self._started
+        self.seconds["training"] += seconds
+        step = trainer.global_step
+        tokens = trainer.datamodule.step_tokens(step - 1)
+        self.tokens += tokens
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+        if step % self.log_every and step % self.validate_every and step != trainer.max_steps:
+            return
+        sums = pl_module.training_sums
+        if sums is None:
+            sums = torch.zeros(pl_module.sums_size, dtype=torch.float64, device="cuda")
+        self._row = {
+            "step": step,
+            **pl_module.metrics(from_last_stage(sums).cpu()),
+            "grad_norm": float(trainer.callback_metrics["grad_norm"]),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "tokens": tokens,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(tokens / seconds, 1),
+        }
+        if step % self.validate_every:
+            self._write(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module) -> None:
+        pl_module.validation_sums = None
+        self._validation_started = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module) -> None:
+        sums = pl_module.validation_sums
+        if sums is None:
+            sums = torch.zeros(pl_module.sums_size, dtype=torch.float64, device="cuda")
+        metrics = pl_module.metrics(from_last_stage(sums).cpu())
+        for name, value in metrics.items():
+            pl_module.log(f"validation/{name}", value, rank_zero_only=False)
+        self.seconds["validation"] += time.perf_counter() - self._validation_started
+        self.last_validation = metrics
+        self._row = {**self._row, "validation": metrics}
+        if self._row.get("step") == trainer.global_step:
+            self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if not is_rank_zero():
+            return
+        self._file.write(json.dumps(self._row, allow_nan=False) + "\n")
+        self._file.flush()
+        step = self._row["step"]
+        flat = {f"train/{k}": v for k, v in self._row.items() if k not in ("step", "validation")}
+        flat |= {f"validation/{k}": v for k, v in self._row.get("validation", {}).items()}
+        for logger in self.loggers:
+            logger.log_metrics(flat, step)
+        self._print_line(trainer)
+
+    def _print_line(self, trainer: pl.Trainer) -> None:
+        row = self._row
+        text = f"step {row['step']}/{trainer.max_steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}"
+        text += f"  {row['tokens_per_second']:,.0f} tokens/s"
+        if "validation" in row:
+            shown = {k: v for k, v in row["validation"].items() if not k.startswith("macro") and k != "counted_tokens"}
+            text += "  | validation " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+        if self._progress:
+            self._progress.update(self._task, description=f"loss {row['loss']:.3f}")
+        if self._progress is None:
+            print(text, flush=True)
+        elif "validation" in row:
+            self._progress.console.print(text)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module) -> None:
+        if is_rank_zero():
+            self._file.close()
+            if self._progress:
+                self._progress.stop()
+        for logger in self.loggers:
+            logger.finalize("success")
+
+
+def write_summary(run_dir: str, trainer: pl.Trainer, telemetry: Telemetry, extra: dict) -> None:
+    """summary.json: final metrics, seconds per phase, tokens per second, peak memory over ranks, versions."""
+    peak = torch.tensor([peak_memory_gigabytes()], device="cuda")
+    torch.distributed.all_reduce(peak, op=torch.distributed.ReduceOp.MAX)
+    if not is_rank_zero():
+        return
+    rows = read_metrics(run_dir)
+    summary = {
+        "steps": trainer.global_step,
+        "finished": trainer.global_step >= trainer.max_steps,
+        "train": {k: v for k, v in rows[-1].items() if k != "validation"} if rows else {},
+        "validation": telemetry.last_validation or next((r["validation"] for r in reversed(rows) if "validation" in r), {}),
+        "seconds": {k: round(v, 3) for k, v in telemetry.seconds.items()},
+        "tokens_this_launch": telemetry.tokens,
+        "tokens_per_second": round(telemetry.tokens / max(telemetry.seconds["training"], 1e-9), 1),
+        "ranks": trainer.world_size,
+        "device_seconds": round(sum(telemetry.seconds.values()) * trainer.world_size, 3),
+        "peak_memory_gigabytes_per_rank": round(float(peak), 3),
+        "versions": package_versions(),
+        **extra,
+    }
+    write_atomically(Path(run_dir) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
