@@ -55,6 +55,17 @@ def sizes_of(architecture: dict) -> dict:
     return {ours: architecture[theirs] for ours, theirs in SIZES.items()}
 
 
+def tokenizer_folder(checkpoint: Path) -> Path:
+    """Where a checkpoint's context keeps its tokenizer.
+
+    Raises:
+        ValueError: it keeps none.
+    """
+    for file in sorted((checkpoint / "context").glob("*/tokenizer.json")):
+        return file.parent
+    raise ValueError(f"{checkpoint}: no tokenizer in its context/; give tokenizer=DIR")
+
+
 class RunSource:
     """A checkpoint of this framework (NeMo 2 layout), in whatever layout it was written."""
 
@@ -64,7 +75,7 @@ class RunSource:
         self.checkpoint = checkpoint
         self.config = io.load_context(checkpoint / "context", subpath="model.config")
         self.architecture = architecture_of(self.config)
-        self.tokenizer_folder = next((checkpoint / "context").glob("*tokenizer*"), checkpoint / "context")
+        self.tokenizer_folder = tokenizer_folder(checkpoint)
 
     def sizes(self) -> dict:
         return sizes_of(self.architecture)
