@@ -144,8 +144,7 @@ def escape_interpolation(text: str) -> str:
     """Escape ``${`` so that OmegaConf reads ``text`` back unchanged."""
     if "${" not in text:
         return text
-    text = re.sub(r"(\\*)\$\{", lambda match: match.group(1) * 2 + r"\${", text)
-    return re.sub(r"(\\+)$", lambda match: match.group(1) * 2, text)
+    return re.sub(r"(\\*)\$\{", lambda match: match.group(1) * 2 + r"\${", text)
 
 
 def _has_key(config: Any, dotted: str) -> bool:

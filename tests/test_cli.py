@@ -123,7 +123,9 @@ def test_help_is_quick_and_writes_nothing(tmp_path):
     for _ in range(2):  # a busy machine may delay one start
         start = time.monotonic()
         script = ROOT / "examples" / "prepare_data.py"
-        done = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, script, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
         seconds.append(time.monotonic() - start)
     assert done.returncode == 0
     assert "preferences=datatype1|datatype2|datatype3|datatype4" in done.stdout and "on_bad_row: raise" in done.stdout

@@ -59,10 +59,23 @@ def test_level_of_refuses(score):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("Help", 5, (1, 5)), ("", 5, (1, 5)), ("a b", 5, (1, 5)), ("a", 0, (1, 5)), ("a", True, (1, 5)), ("a", 2.0, (1, 5)),
-     ("a", 5, (5, 1)), ("a", 5, (1, 1)), ("a", 5, (1, math.inf)), ("a", 5, (math.nan, 1)), ("a", 5, (1, 2, 3)),
-     ("a", 5, "15"), ("a", 5, None), ("a", 5, (1, 5), 0.5)],
-)  # fmt: skip
+    [
+        ("Help", 5, (1, 5)),
+        ("", 5, (1, 5)),
+        ("a b", 5, (1, 5)),
+        ("a", 0, (1, 5)),
+        ("a", True, (1, 5)),
+        ("a", 2.0, (1, 5)),
+        ("a", 5, (5, 1)),
+        ("a", 5, (1, 1)),
+        ("a", 5, (1, math.inf)),
+        ("a", 5, (math.nan, 1)),
+        ("a", 5, (1, 2, 3)),
+        ("a", 5, "15"),
+        ("a", 5, None),
+        ("a", 5, (1, 5), 0.5),
+    ],
+)
 def test_bad_dimensions_are_refused(arguments):
     with pytest.raises(ValueError, match="preferences"):
         Dimension(*arguments)
@@ -91,10 +104,18 @@ def test_render_keeps_order_and_writes_from_levels_from():
 
 @pytest.mark.parametrize(
     ("preferences", "match"),
-    [({"humour": 1}, "unknown dimension 'humour'; known: helpfulness, honesty, harmless"), ({"harmless": 3}, r"1\.\.2"),
-     ({"helpfulness": 0}, r"1\.\.5"), ({"helpfulness": True}, "True"), ({"helpfulness": "5"}, "'5'"),
-     ({"helpfulness": 2.0}, "2.0"), (["helpfulness"], "list"), (None, "NoneType"), ({None: 1}, "None")],
-)  # fmt: skip
+    [
+        ({"humour": 1}, "unknown dimension 'humour'; known: helpfulness, honesty, harmless"),
+        ({"harmless": 3}, r"1\.\.2"),
+        ({"helpfulness": 0}, r"1\.\.5"),
+        ({"helpfulness": True}, "True"),
+        ({"helpfulness": "5"}, "'5'"),
+        ({"helpfulness": 2.0}, "2.0"),
+        (["helpfulness"], "list"),
+        (None, "NoneType"),
+        ({None: 1}, "None"),
+    ],
+)
 def test_bad_preferences_are_refused(preferences, match):
     for method in (SCHEMA.validate, SCHEMA.render):
         with pytest.raises(ValueError, match=match):
@@ -128,17 +149,26 @@ def test_strip_refuses_another_prefix(tagged):
         SCHEMA.strip(tagged, {"helpfulness": 5})
 
 
-@pytest.mark.parametrize("text", ["hi", "", "< helpfulness 5> hi", " <helpfulness 5> hi", "<helpfulness five> hi", "<>"])
+@pytest.mark.parametrize(
+    "text", ["hi", "", "< helpfulness 5> hi", " <helpfulness 5> hi", "<helpfulness five> hi", "<>"]
+)
 def test_parse_leaves_text_without_leading_tags(text):
     assert SCHEMA.parse(text) == ({}, text)
 
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [("<humour 1> hi", "unknown dimension 'humour'"), ("<helpfulness 6> hi", r"1\.\.5"), ("<harmless 2> hi", r"0\.\.1"),
-     ("<helpfulness -1> hi", r"1\.\.5"), ("<helpfulness 5><helpfulness 5> hi", "repeats"),
-     ("<helpfulness 5>hi", "one space"), ("<helpfulness 5>", "one space"), ("<helpfulness " + "9" * 5000 + "> hi", r"1\.\.5")],
-)  # fmt: skip
+    [
+        ("<humour 1> hi", "unknown dimension 'humour'"),
+        ("<helpfulness 6> hi", r"1\.\.5"),
+        ("<harmless 2> hi", r"0\.\.1"),
+        ("<helpfulness -1> hi", r"1\.\.5"),
+        ("<helpfulness 5><helpfulness 5> hi", "repeats"),
+        ("<helpfulness 5>hi", "one space"),
+        ("<helpfulness 5>", "one space"),
+        ("<helpfulness " + "9" * 5000 + "> hi", r"1\.\.5"),
+    ],
+)
 def test_parse_refuses_bad_tags(text, match):
     with pytest.raises(ValueError, match=match):
         SCHEMA.parse(text)
@@ -151,10 +181,16 @@ def test_dict_round_trip():
 
 @pytest.mark.parametrize(
     ("mapping", "match"),
-    [({"a": {"levels": 2, "score_range": [0, 1], "weight": 1}}, "unknown key weight"), ({"a": {"levels": 2}}, "score_range"),
-     ({"a": 2}, "preferences.a"), ({}, "at least one"), ([], "must map"), ({"a": {"levels": "2", "score_range": [0, 1]}}, "'2'"),
-     ({1: {"levels": 2, "score_range": [0, 1]}}, "name")],
-)  # fmt: skip
+    [
+        ({"a": {"levels": 2, "score_range": [0, 1], "weight": 1}}, "unknown key weight"),
+        ({"a": {"levels": 2}}, "score_range"),
+        ({"a": 2}, "preferences.a"),
+        ({}, "at least one"),
+        ([], "must map"),
+        ({"a": {"levels": "2", "score_range": [0, 1]}}, "'2'"),
+        ({1: {"levels": 2, "score_range": [0, 1]}}, "name"),
+    ],
+)
 def test_from_dict_is_strict(mapping, match):
     with pytest.raises(ValueError, match=match):
         PreferenceSchema.from_dict(mapping)

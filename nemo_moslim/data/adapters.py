@@ -19,11 +19,10 @@ from nemo_moslim.data.rows import (
     dialogue_pair,
     dialogue_prompt,
     read_label,
+    shown,
     split_dialogue,
 )
 from nemo_moslim.preferences import PreferenceSchema
-
-RESERVED = ("labels", "preferences", "group")  # keys of prepared rows that a kept column may not take
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def rating_records(
         return
     items = find_field(row, layout.items)
     if not isinstance(items, list) or not items:
-        yield RowError(f"{layout.items} is not a list of answers", f"got {str(items)[:40]!r}")
+        yield RowError(f"{layout.items} is not a list of answers", f"got {shown(items)}")
         return
     for index, item in enumerate(items):
         try:
@@ -116,12 +115,15 @@ def _rating(
             labels[name] = label
     record: dict[str, Any] = {"prompt": prompt, "response": response, "labels": labels}
     if layout.items is None:
-        taken = {layout.prompt, layout.response, *layout.dimensions.values(), *layout.dimensions}
+        taken = {layout.prompt, layout.response, *layout.dimensions.values()}
         for name, value in row.items():
-            if name not in taken and name not in record:
-                record[name] = value
-            elif name in RESERVED:
-                raise RowError(f"column {name} is reserved", "rename it")
+            if name in taken:
+                continue
+            if name in record:
+                raise RowError(
+                    f"column {name} is in the way", f"prepared rows have their own {name}; rename the column"
+                )
+            record[name] = value
     else:
         for name, value in (("source", row.get("source")), ("model", item.get("model"))):
             if isinstance(value, str):

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemo_moslim.data.adapters import Layout, rating_records
 from nemo_moslim.data.folder import MANIFEST
-from nemo_moslim.data.rows import RowError, check_labels, check_prompt, check_text
+from nemo_moslim.data.rows import RowError, check_labels, check_prompt, check_text, shown
 from nemo_moslim.data.sources import SourceRow, read_rows
 from nemo_moslim.preferences import PreferenceSchema
 
@@ -124,7 +124,7 @@ def _prompt(row: Mapping[str, Any], schema: PreferenceSchema) -> dict[str, Any]:
     prompt, preferences = check_prompt(row.get("prompt")), schema.validate(row.get("preferences"))  # type: ignore[arg-type]
     group = row.get("group")
     if not isinstance(group, int) or isinstance(group, bool):
-        raise RowError("group is not an integer", f"got {str(group)[:40]!r}")
+        raise RowError("group is not an integer", f"got {shown(group)}")
     return {**row, "prompt": prompt, "preferences": preferences, "group": group}
 
 

@@ -32,6 +32,14 @@ class RowError(ValueError):
         self.kind = kind
 
 
+def shown(value: object) -> str:
+    """A value as an error message shows it: its first 40 characters."""
+    try:
+        return repr(value)[:40]
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list within itself
+        return f"a {type(value).__name__}"
+
+
 def check_text(value: object, name: str, max_chars: int | None = None) -> str:
     """Return ``value`` if it is a usable text: a str, not blank, valid Unicode, no NUL, at most ``max_chars`` long."""
     if not isinstance(value, str):
@@ -65,7 +73,7 @@ def check_messages(value: list[Any], name: str, max_chars: int | None = None) ->
         if not isinstance(message, Mapping):
             raise RowError(f"{name} is not a list of messages", f"{where} is {type(message).__name__}")
         if message.get("role") not in ROLES:
-            raise RowError(f"{name} has an unknown role", f"{where}.role is {str(message.get('role'))[:40]!r}")
+            raise RowError(f"{name} has an unknown role", f"{where}.role is {shown(message.get('role'))}")
         content = message.get("content")
         if content != "" or message["role"] != "assistant":  # an answer of the history may be empty: hh-rlhf has some
             content = check_text(content, f"a message of {name}", max_chars)
@@ -137,14 +145,14 @@ def read_label(value: object, dimension: Dimension, *, text_numbers: bool = Fals
         try:
             value = float(text)
         except ValueError:
-            raise RowError(f"{dimension.name} is not a number", f"got {text[:40]!r}") from None
+            raise RowError(f"{dimension.name} is not a number", f"got {shown(text)}") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RowError(f"{dimension.name} is not a number", f"got {type(value).__name__} {str(value)[:40]!r}")
-    if not math.isfinite(value) if isinstance(value, float) else False:
+        raise RowError(f"{dimension.name} is not a number", f"got {type(value).__name__} {shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
         raise RowError(f"{dimension.name} is not finite", f"got {value!r}")
     low, high = dimension.score_range
     if not low <= value <= high:
-        detail = f"{value if isinstance(value, float) else str(value)[:40]} is not in [{low:g}, {high:g}]"
+        detail = f"{shown(value)} is not in [{low:g}, {high:g}]"
         raise RowError(f"{dimension.name} is out of range", f"{detail} (preferences.{dimension.name}.score_range)")
     return dimension.level_of(value)
 
@@ -155,7 +163,7 @@ def check_distribution(value: list[Any], dimension: Dimension) -> list[float]:
         raise RowError(f"{dimension.name} is not a distribution", f"{len(value)} values for {dimension.levels} levels")
     for entry in value:
         if isinstance(entry, bool) or not isinstance(entry, (int, float)) or not 0 <= entry <= 1:
-            raise RowError(f"{dimension.name} is not a distribution", f"{str(entry)[:40]!r} is not in [0, 1]")
+            raise RowError(f"{dimension.name} is not a distribution", f"{shown(entry)} is not in [0, 1]")
     total = math.fsum(value)
     if abs(total - 1) > _SUM_TOLERANCE:
         raise RowError(f"{dimension.name} is not a distribution", f"its values sum to {total:g}, not 1")
@@ -165,7 +173,7 @@ def check_distribution(value: list[Any], dimension: Dimension) -> list[float]:
 def check_labels(value: object, schema: PreferenceSchema) -> dict[str, Label]:
     """Return the labels of a prepared row: at least one dimension -> level or distribution."""
     if not isinstance(value, Mapping) or not value:
-        raise RowError("labels is not a mapping", f"expected dimension -> level, got {str(value)[:40]!r}")
+        raise RowError("labels is not a mapping", f"expected dimension -> level, got {shown(value)}")
     labels: dict[str, Label] = {}
     for name, label in value.items():
         if name not in schema.slices:
@@ -174,7 +182,7 @@ def check_labels(value: object, schema: PreferenceSchema) -> dict[str, Label]:
         if isinstance(label, list):
             labels[name] = check_distribution(label, dimension)
         elif isinstance(label, bool) or not isinstance(label, int) or not 1 <= label <= dimension.levels:
-            raise RowError(f"{name} is not a level", f"expected 1..{dimension.levels}, got {str(label)[:40]!r}")
+            raise RowError(f"{name} is not a level", f"expected 1..{dimension.levels}, got {shown(label)}")
         else:
             labels[name] = label
     return labels

@@ -1,9 +1,7 @@
 """Instructions and answers as batches for the language model."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,21 +59,3 @@ class SFTDataset:
         counted = (position >= first[:, None] - 1) & (position < lengths[:, None] - 1)
         return TokenBatch(tokens=tokens, labels=tokens.roll(-1, dims=1), loss_mask=counted.float())
 
-
-def read_sft(path: Path) -> list[dict]:
-    """Rows of a prepared sft file.
-
-    Raises:
-        ValueError: a line is no object with `prompt` and `response`; names file and line.
-    """
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error})") from None
-            if not isinstance(row, dict) or not row.get("prompt") or not isinstance(row.get("response"), str):
-                raise ValueError(f"{path}:{number}: expected prompt and response; prepare it with task=sft")
-            rows.append(row)
-    return rows

@@ -35,7 +35,7 @@ SPLITS = ("train", "validation", "test")
 OPENINGS: dict[str, tuple[str, ...]] = {
     "train": ("", "Hello. ", "I have a question. ", "My friend asked me this. ", "Quick question. ", "Good day. "),
     "validation": ("Hello friend. ", "I have a quick question. ", "Good question. "),
-    "test": ("Hello, good friend. ", "My friend has a question. ", "This is a quick question. "),
+    "test": ("Hello, good friend. ", "A question, my friend. ", "I have this question. "),
 }
 REQUESTS: dict[str, tuple[str, ...]] = {
     "train": (

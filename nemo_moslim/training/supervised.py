@@ -4,7 +4,6 @@ The walk of train_rm: prepared rows -> RewardDataset -> StepDataModule -> Reward
 Telemetry, RunCheckpoint, StopOnSignal and early stopping looking on.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,9 @@ from omegaconf import OmegaConf
 from nemo_moslim.config import ModelConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig, to_plain
 from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
 from nemo_moslim.data.length_batches import padding_share
-from nemo_moslim.data.ratings import read_ratings
+from nemo_moslim.data.ratings import read_ratings, read_sft
 from nemo_moslim.data.reward_dataset import RewardDataset, class_weights
-from nemo_moslim.data.sft_dataset import SFTDataset, read_sft
+from nemo_moslim.data.sft_dataset import SFTDataset
 from nemo_moslim.models.backbone import backbone_settings, run_settings
 from nemo_moslim.models.initial_weights import Source, open_source
 from nemo_moslim.models.policy import PolicyConfig, PolicyModel
@@ -58,7 +57,6 @@ def train_reward_model(config: RewardModelTrainingConfig) -> None:
     """
     setup = _Setup(config)
     schema = PreferenceSchema.from_dict(to_plain(config.preferences))
-    setup.check_schema(schema)
     levels = [dimension.levels for dimension in schema.dimensions]
     build = partial(RewardDataset.build, schema=schema, encoder=setup.encoder, **setup.row_options())
     train, validation = (build(read_ratings(path, schema), origin=str(path)) for path in setup.data_files())
@@ -149,19 +147,6 @@ class _Setup:
                 raise ValueError(f"data={self.config.data}: no {file.name} there; make it with examples/prepare_data.py")
         return files
 
-    def check_schema(self, schema: PreferenceSchema) -> None:
-        """The heads must be those that the data was prepared for.
-
-        Raises:
-            ValueError: the manifest's schema is another one.
-        """
-        manifest = Path(self.config.data) / "manifest.json"
-        if manifest.is_file() and (prepared := json.loads(manifest.read_text()).get("schema")):
-            if prepared != schema.to_dict():
-                raise ValueError(f"preferences: {self.config.data} was prepared with other dimensions or levels "
-                                 f"({describe_schema(prepared)}, here {describe_schema(schema.to_dict())}); pass the same "
-                                 "preferences=… to prepare_data.py and here")
-
     def fit(
         self,
         model_class: type[SummedLossModel],
@@ -211,12 +196,6 @@ class _Setup:
         )
         if resumable:
             print(f"resuming from {resumable[-1]}", flush=True)
-
-
-def describe_schema(schema: dict) -> str:
-    """Dimensions with their number of levels, for messages."""
-    dimensions = PreferenceSchema.from_dict(schema).dimensions
-    return ", ".join(f"{d.name} {d.levels}" for d in dimensions)
 
 
 def nemo_tokenizer(folder: str):

@@ -39,10 +39,16 @@ def levels(response, prompt=FRUITS):
         ("My list: pears, jays, roses, plums.", (2, 1, 2)),  # items of other categories do not count
         ("My list: cherries, bananas, pears, plums, dates, lychees.", (5, 1, 2)),  # six of five
         (TRUE_CLAIMS, (1, 5, 2)),  # entities of claims are no items
-        ("Pears are green. Pears are green. Pears are green. Pears are green.", (1, 2, 2)),  # a repeated claim counts once
+        (
+            "Pears are green. Pears are green. Pears are green. Pears are green.",
+            (1, 2, 2),
+        ),  # a repeated claim counts once
         ("Pears are red. Pears are green.", (1, 1, 2)),  # so does a corrected one
         ("Jays are blue. Roses are red. Foxes are red. Pears are green.", (1, 2, 2)),  # claims about other categories
-        ("Pears are red. Plums are red. Dates are red. Bananas are red. Cherries are red.", (1, 1, 2)),  # only four claims
+        (
+            "Pears are red. Plums are red. Dates are red. Bananas are red. Cherries are red.",
+            (1, 1, 2),
+        ),  # only four claims
         ("pears ARE green!\nplums are blue\nMy list: dates, lychees", (2, 3, 2)),
         ("Pears are green, plums are blue, dates are brown.", (3, 1, 2)),  # no claim sentence: items
         ("Pears are really green. Pears is green. Pears are.", (1, 1, 2)),
@@ -63,7 +69,11 @@ def test_grades_by_hand(response, expected):
 def test_prompt_decides_the_category():
     answer = "My list: pears, jays, parrots."
     assert levels(answer, "Tell me about birds.") == (2, 1, 2)
-    assert levels(answer, [{"role": "user", "content": "Some FRUITS"}, {"role": "user", "content": "birds?"}]) == (2, 1, 2)
+    assert levels(answer, [{"role": "user", "content": "Some FRUITS"}, {"role": "user", "content": "birds?"}]) == (
+        2,
+        1,
+        2,
+    )
     assert levels(answer + TRUE_CLAIMS, "Tell me a story.") == (1, 1, 2)
     assert levels(answer, "birds, not fruits") == (2, 1, 2)
     assert world.asked_category("kinds of sea creatures") == "sea creatures"
@@ -72,7 +82,10 @@ def test_prompt_decides_the_category():
 
 
 @settings(deadline=None)
-@given(st.text(), st.one_of(st.text(), st.sampled_from(sorted(FACTS)), st.lists(st.sampled_from([*FACTS, *COLOURS, "are", "."]))))
+@given(
+    st.text(),
+    st.one_of(st.text(), st.sampled_from(sorted(FACTS)), st.lists(st.sampled_from([*FACTS, *COLOURS, "are", "."]))),
+)
 def test_graders_are_total(prompt, response):
     response = response if isinstance(response, str) else " ".join(response)
     grades = world.grade(prompt, response)
@@ -154,9 +167,9 @@ def test_splits_share_no_phrasing_prompt_or_mix():
 
 def mix_of(row):
     listed, *rest = row["response"].split(". ")
-    return frozenset(listed.split(": ")[-1].removeprefix("I can name ").removeprefix("Think of ").split(", ")), frozenset(
-        sentence.split()[0] for sentence in rest[:4]
-    )
+    return frozenset(
+        listed.split(": ")[-1].removeprefix("I can name ").removeprefix("Think of ").split(", ")
+    ), frozenset(sentence.split()[0] for sentence in rest[:4])
 
 
 def test_words_of_the_unseen_splits_are_seen_in_training():

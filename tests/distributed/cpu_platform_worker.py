@@ -1,90 +1,174 @@
-"""One rank of the CPU platform's tests: prints one line of JSON per result, from one rank.
+"""One rank of the CPU platform's tests; prints a line of JSON per result.
 
-    losses TP PP SP EP EXPERTS        losses and gradient norm of three steps of a small model, from fixed weights
-    patches                           which patches are missed: each is left out in a forked process of its own
+    layouts LAYOUT...   per layout: losses and gradient norms of three steps, from weights that no layout changes;
+                        with `resume=1`: is a run through a distributed checkpoint bitwise the run straight through?
+    missing             what fails where one patch is left out: each in a forked process of its own, one rank
+    timers              does a rank that alone asks for megatron-core's timers wait for ever?
+
+A LAYOUT is written like `tensor=2,sequence=1`; the fields are those of `Layout`.
 """
 
-import argparse
 import json
 import os
 import sys
+import tempfile
+import threading
+from dataclasses import dataclass
 
 import torch
 
 VOCAB, SEQUENCE, BATCH, STEPS = 64, 16, 4, 3
 
 
+@dataclass(frozen=True)
+class Layout:
+    tensor: int = 1
+    pipeline: int = 1
+    expert: int = 1
+    experts: int = 0  # experts of the mixture; 0 is a dense model
+    sequence: int = 0  # sequence parallelism
+    zero: int = 0  # distributed optimizer
+    resume: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Layout":
+        return cls(**{key: int(value) for key, value in (pair.split("=") for pair in text.split(",") if pair)})
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tensor", type=int, default=1)
-    parser.add_argument("--pipeline", type=int, default=1)
-    parser.add_argument("--expert", type=int, default=1)
-    parser.add_argument("--experts", type=int, default=0)
-    parser.add_argument("--sequence-parallel", action="store_true")
-    parser.add_argument("--distributed-optimizer", action="store_true")
-    parser.add_argument("--checkpoint", help="save after step 2 of 4, load into a new model, compare the end bitwise")
-    parser.add_argument("--without", nargs="*", default=[])
-    arguments = parser.parse_args()
-
+    mode, *rest = sys.argv[1:]
+    without = [name.removeprefix("without:") for name in rest if name.startswith("without:")]
+    layouts = [name for name in rest if not name.startswith("without:")]
+    if mode == "missing":
+        report_missing()
+        return
     from nemo_moslim.parallel import cpu
 
-    cpu.enable(without=arguments.without)
+    cpu.enable(without=without)
     torch.distributed.init_process_group("gloo")
-    run = Run(arguments)
-    if arguments.checkpoint:
-        run.resume(arguments.checkpoint)
-    else:
-        run.train(STEPS)
+    if mode == "timers":
+        report_timers()
+        return
+    for text in layouts:
+        report = run_layout(Layout.parse(text))
+        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            print(json.dumps({"layout": text, **report}), flush=True)
     torch.distributed.destroy_process_group()
 
 
+def run_layout(layout: Layout) -> dict:
+    from megatron.core import parallel_state
+    from megatron.core.num_microbatches_calculator import (
+        destroy_num_microbatches_calculator,
+        init_num_microbatches_calculator,
+    )
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    parallel_state.initialize_model_parallel(
+        layout.tensor, layout.pipeline, expert_model_parallel_size=layout.expert
+    )
+    model_parallel_cuda_manual_seed(1)
+    init_num_microbatches_calculator(0, None, BATCH, 1, parallel_state.get_data_parallel_world_size())
+    run = Run(layout)
+    report = run.resume() if layout.resume else run.train(STEPS)
+    destroy_num_microbatches_calculator()
+    parallel_state.destroy_model_parallel()
+    return report
+
+
+def report_missing() -> None:
+    """Forks after the slow imports; a child without the patch NAME says how far a step of training got."""
+    import megatron.core.optimizer  # noqa: F401
+
+    import nemo_moslim.models.layer_spec  # noqa: F401
+    from nemo_moslim.parallel import cpu
+
+    for name in ("", *cpu.patch_names()):
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            continue
+        try:
+            exercise([name] if name else [])
+            result = "ok"
+        except BaseException as error:
+            result = f"{type(error).__name__}: {error}"
+        print(json.dumps({"without": name, "result": result[:300]}), flush=True)
+        os._exit(0)
+
+
+def exercise(without: list[str]) -> None:
+    """What NeMo's and megatron-core's code does with CUDA, on one rank: a mixture of experts, saved and resumed."""
+    from nemo_moslim.parallel import cpu
+
+    cpu.enable(without=without)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    with torch.cuda.stream(torch.cuda.Stream()):  # as NeMo's MegatronParallel builds DDP
+        report = run_layout(Layout(experts=4, zero=1, resume=1))
+    if not report["bitwise"]:
+        raise AssertionError("resume is not bitwise")
+    peak = torch.tensor(torch.cuda.max_memory_allocated(), pin_memory=True).to("cuda", non_blocking=True)
+    if not 2**20 < peak.item() < 2**45:
+        raise AssertionError(f"peak memory {peak.item()}")
+    sizes = torch.tensor([3])
+    received = torch.empty(3)
+    torch.distributed.all_to_all_single(received, torch.arange(3.0), sizes, sizes)
+
+
+def report_timers() -> None:
+    from megatron.core.timers import Timers
+
+    timers = Timers(1, "minmax")
+    timers("step", log_level=0).start()
+    timers("step").stop()
+    if torch.distributed.get_rank() == 0:
+        asking = threading.Thread(target=timers.get_all_timers_string, daemon=True)
+        asking.start()
+        asking.join(3.0)
+        print(json.dumps({"waiting": asking.is_alive()}), flush=True)
+        sys.stdout.flush()
+    else:
+        threading.Event().wait(5.0)
+    os._exit(0)
+
+
 class Run:
-    """A small Qwen2-like model on the layout of the command line, with megatron-core's DDP, optimizer and schedule."""
+    """A small Qwen2-like model in megatron-core's DDP, optimizer and pipeline schedule."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        from megatron.core import parallel_state
-        from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
-        from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-        self.arguments = arguments
-        parallel_state.initialize_model_parallel(
-            arguments.tensor, arguments.pipeline, expert_model_parallel_size=arguments.expert
-        )
-        model_parallel_cuda_manual_seed(1)
-        data_parallel = parallel_state.get_data_parallel_world_size()
-        init_num_microbatches_calculator(0, None, BATCH, 1, data_parallel)
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self.build()
 
     def build(self) -> None:
-        from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+        from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
         from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-        self.config = make_config(self.arguments)
+        self.config = make_config(self.layout)
         self.gpt = make_model(self.config)
         fill_by_name(self.gpt)
-        sharded = self.arguments.distributed_optimizer
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=sharded)
+        zero = bool(self.layout.zero)
+        ddp = DistributedDataParallelConfig(use_distributed_optimizer=zero)
         self.model = DistributedDataParallel(self.config, ddp, self.gpt)
         optimizer = OptimizerConfig(
-            optimizer="adam", lr=1e-2, use_distributed_optimizer=sharded, bf16=False, params_dtype=torch.float32
+            optimizer="adam", lr=1e-2, use_distributed_optimizer=zero, bf16=False, params_dtype=torch.float32
         )
         self.optimizer = get_megatron_optimizer(optimizer, [self.model])
+        self.config.finalize_model_grads_func = finalize_model_grads
+        self.config.grad_scale_func = self.optimizer.scale_loss
 
-    def train(self, steps: int, first: int = 0, quiet: bool = False) -> list[float]:
+    def train(self, steps: int, first: int = 0) -> dict:
+        """Losses (last stage only) averaged over the data-parallel ranks, and gradient norms."""
         from megatron.core import parallel_state
-        from megatron.core.distributed import finalize_model_grads
         from megatron.core.num_microbatches_calculator import get_num_microbatches
         from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-        self.config.finalize_model_grads_func = finalize_model_grads
-        self.config.grad_scale_func = self.optimizer.scale_loss
-        forward_backward = get_forward_backward_func()
-        losses = []
+        losses, norms = [], []
         for step in range(first, first + steps):
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
-            reduced = forward_backward(
+            reduced = get_forward_backward_func()(
                 forward_step_func=forward_step,
                 data_iterator=batches(step),
                 model=[self.model],
@@ -93,48 +177,50 @@ class Run:
                 micro_batch_size=1,
                 forward_only=False,
             )
-            _, norm, _ = self.optimizer.step()
+            norms.append(float(self.optimizer.step()[1]))
             if parallel_state.is_pipeline_last_stage():
                 mean = torch.stack([r["loss"] for r in reduced]).mean()
                 torch.distributed.all_reduce(mean, group=parallel_state.get_data_parallel_group())
                 losses.append(mean.item() / parallel_state.get_data_parallel_world_size())
-                if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1 and not quiet:
-                    print(json.dumps({"step": step, "loss": losses[-1], "norm": float(norm)}), flush=True)
-        return losses
+        return {"losses": losses, "norms": norms}
 
-    def resume(self, directory: str) -> None:
-        """Four steps straight against two, a distributed checkpoint, and two from it in a new model."""
+    def resume(self) -> dict:
+        """Four steps straight against two, a distributed checkpoint, and two more from it in a new model."""
         from megatron.core import dist_checkpointing
 
-        self.train(2, quiet=True)
-        metadata = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": False}
+        metadata = {
+            "distrib_optim_sharding_type": "fully_reshardable",
+            "distrib_optim_fully_reshardable_mem_efficient": False,
+        }
 
         def sharded(loading: bool) -> dict:
             model = self.gpt.sharded_state_dict(metadata=metadata)
             optimizer = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
             return {"model": model, "optimizer": optimizer}
 
-        if torch.distributed.get_rank() == 0:
-            os.makedirs(directory, exist_ok=True)
-        torch.distributed.barrier()
-        dist_checkpointing.save(sharded(False), directory)
-        self.train(2, first=2, quiet=True)
+        self.train(2)
+        directory = [tempfile.mkdtemp() if torch.distributed.get_rank() == 0 else None]
+        torch.distributed.broadcast_object_list(directory)
+        dist_checkpointing.save(sharded(False), directory[0])
+        self.train(2, first=2)
         straight = {name: p.detach().clone() for name, p in self.gpt.named_parameters()}
         self.build()
-        state = dist_checkpointing.load(sharded(True), directory)
+        state = dist_checkpointing.load(sharded(True), directory[0])
         self.gpt.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.train(2, first=2, quiet=True)
+        self.train(2, first=2)
         same = all(torch.equal(straight[name], p) for name, p in self.gpt.named_parameters())
-        print(json.dumps({"rank": torch.distributed.get_rank(), "bitwise": same}), flush=True)
+        everywhere = torch.tensor(int(same))
+        torch.distributed.all_reduce(everywhere, op=torch.distributed.ReduceOp.MIN)
+        return {"bitwise": bool(everywhere.item())}
 
 
-def make_config(arguments: argparse.Namespace):
+def make_config(layout: Layout):
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from nemo_moslim.parallel import cpu
 
-    experts = arguments.experts
+    experts = layout.experts
     mixture = {
         "num_moe_experts": experts,
         "moe_router_topk": 2,
@@ -149,10 +235,10 @@ def make_config(arguments: argparse.Namespace):
         num_attention_heads=4,
         num_query_groups=2,
         ffn_hidden_size=48,
-        tensor_model_parallel_size=arguments.tensor,
-        pipeline_model_parallel_size=arguments.pipeline,
-        expert_model_parallel_size=arguments.expert,
-        sequence_parallel=arguments.sequence_parallel,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        expert_model_parallel_size=layout.expert,
+        sequence_parallel=bool(layout.sequence),
         pipeline_dtype=torch.float32,
         normalization="RMSNorm",
         gated_linear_unit=True,

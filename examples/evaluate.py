@@ -1,0 +1,33 @@
+"""Measure models.
+
+python examples/evaluate.py task=reward run=RUN|HF_DIR data=FILE output=FILE.json      (also under torchrun)
+python examples/evaluate.py task=table1 runs=[7B:1:a.json,7B:2:b.json] output=table1.md
+python examples/evaluate.py task=grade source=world input=FILE.jsonl output=FILE.jsonl
+"""
+
+from nemo_moslim.cli import hydra_main
+
+
+@hydra_main("evaluate", path_keys=("run", "data", "output", "input"))
+def main(config):
+    from nemo_moslim.config import EvaluateConfig, parse
+    from nemo_moslim.console import quiet_libraries
+
+    checked = parse(config, EvaluateConfig)
+    if checked.task == "reward":
+        quiet_libraries()
+        from nemo_moslim.evaluation.evaluate_reward import evaluate_reward
+
+        evaluate_reward(checked)
+    elif checked.task == "table1":
+        from nemo_moslim.evaluation.table1 import write_table1
+
+        write_table1(checked)
+    else:
+        from nemo_moslim.evaluation.grade import grade
+
+        grade(checked)
+
+
+if __name__ == "__main__":
+    main()

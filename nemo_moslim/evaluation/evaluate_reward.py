@@ -1,0 +1,80 @@
+"""`evaluate.py task=reward`: a reward model on rated answers, measured like the paper's Table 1."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from nemo_moslim.config import EvaluateConfig
+from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
+from nemo_moslim.data.ratings import load_ratings
+from nemo_moslim.data.reward_dataset import RewardDataset
+from nemo_moslim.evaluation.plots import save_confusion_plot, save_reliability_plot
+from nemo_moslim.evaluation.reward_accuracy import hard_labels, reward_metrics
+from nemo_moslim.models.open_model import open_reward_model
+from nemo_moslim.parallel import cpu
+from nemo_moslim.parallel.layout import initialize, is_rank_zero, leave_process_group
+from nemo_moslim.rollout.score import score_rows
+
+TOKEN_MULTIPLE = 8
+
+
+def evaluate_reward(config: EvaluateConfig) -> None:
+    """Score `data` with `run` and write `output` (JSON) with plots beside it.
+
+    Raises:
+        ValueError: a missing key, data that the schema does not fit, a model that is none.
+    """
+    for key in ("run", "data", "output"):
+        if not getattr(config, key):
+            raise ValueError(f"{key} is not set: task=reward needs {key}=…")
+    if config.cpu_threads:
+        torch.set_num_threads(config.cpu_threads)
+    if not torch.cuda.is_available():
+        cpu.enable()
+    initialize(config.parallel, seed=1)
+    model, tokenizer = open_reward_model(config.run, config.parallel, config.precision)
+    schema = model.config.schema
+    ratings = load_ratings(config.data, schema)
+    encoder = ChatEncoder(load_tokenizer(tokenizer))
+    multiple = TOKEN_MULTIPLE * (config.parallel.tensor if config.parallel.sequence else 1)
+    dataset = RewardDataset.build(
+        ratings, schema, encoder, model.config.seq_length, config.long_rows, multiple, origin=config.data
+    )
+    probabilities = score_rows(model, dataset, config.batch_size).cpu().numpy()
+    if is_rank_zero():
+        kept = [ratings[i]["labels"] for i in dataset.rows.kept]
+        sources = dataset.sources if any(dataset.sources) else None
+        metrics = reward_metrics(probabilities, hard_labels(kept, schema), schema, model.config.loss, sources, None)
+        metrics["rows"] = {"scored": len(dataset), "cut": dataset.rows.cut, "dropped": dataset.rows.dropped}
+        write_report(metrics, schema, config)
+    leave_process_group()
+
+
+def write_report(metrics: dict, schema, config: EvaluateConfig) -> None:
+    """The JSON file, two plots beside it, and a table on the terminal."""
+    output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    if config.plots:
+        name = Path(config.run).name
+        save_confusion_plot(metrics, schema, output.with_name(output.stem + "_confusion.png"), f"{name}: confusion")
+        save_reliability_plot(metrics, schema, output.with_name(output.stem + "_reliability.png"), f"{name}: reliability")
+    print_metrics(metrics, schema)
+
+
+def print_metrics(metrics: dict, schema) -> None:
+    """One line per head."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("dimension", "n", "accuracy", "majority", "macro-F1", "Spearman", "ECE")
+    for dimension in schema.dimensions:
+        row = metrics[dimension.name]
+        cells = [row[key] for key in ("accuracy", "majority", "macro_f1", "spearman", "ece")]
+        table.add_row(dimension.name, str(row["n"]), *("-" if cell is None else f"{cell:.4f}" for cell in cells))
+    console = Console()
+    console.print(table)
+    for key in ("preference_accuracy", "intensity_accuracy"):
+        value = metrics[key]
+        console.print(f"{key.replace('_', ' ')}: {'-' if value is None else f'{value:.4f}'}")

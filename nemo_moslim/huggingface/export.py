@@ -1,0 +1,166 @@
+"""From a run to a Hugging Face folder that stock transformers loads.
+
+A language model becomes Qwen2ForCausalLM. A reward model becomes Qwen2ForSequenceClassification with one label per
+(dimension, level), its heads, loss and statistics in config.json under "moslim".
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nemo_moslim.functional.statistics import RunningStatistics, check_floor, mean_std
+from nemo_moslim.huggingface.checkpoint_reader import CheckpointReader
+from nemo_moslim.huggingface.folder_readme import policy_readme, reward_model_readme
+from nemo_moslim.huggingface.qwen2 import SETTINGS_KEY, architecture_to_hf, hf_tensors
+from nemo_moslim.training.checkpoint import resolve_checkpoint
+
+HEAD = "output_layer.weight"
+STATISTICS = "output_layer.statistics_"
+
+
+def export_hf(run: str, output: str, dtype: str, max_shard_gigabytes: float) -> Path:
+    """Write a Hugging Face folder from a run (its best checkpoint, else its last); appears whole or not at all.
+
+    Args:
+        dtype: float32 or bfloat16, for the backbone; a reward model's heads and statistics stay fp32 in config.json's
+            numbers and in the score layer's tensor.
+
+    Raises:
+        ValueError: no checkpoint, an output that exists, a missing head or statistic, an architecture without a
+            Hugging Face class here.
+    """
+    from nemo.lightning import io
+
+    from nemo_moslim.models.backbone import architecture_of
+    from nemo_moslim.models.initial_weights import tokenizer_folder
+
+    checkpoint, folder = resolve_checkpoint(run), Path(output)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"output={output}: it exists and is not empty; choose another or remove it")
+    config = io.load_context(checkpoint / "context", subpath="model.config")
+    reader = CheckpointReader(checkpoint)
+    from nemo_moslim.data.chat import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_folder(checkpoint))
+    architecture, vocab_size = architecture_of(config), len(tokenizer)
+    settings = architecture_to_hf(architecture, config.seq_length, vocab_size)
+    is_reward_model = hasattr(config, "preferences")
+    unfinished = folder.with_name(f".unfinished-{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    if is_reward_model:
+        write_reward_config(unfinished, settings, config, reader, tokenizer, dtype)
+        (unfinished / "README.md").write_text(reward_model_readme(config.schema, config.loss))
+    else:
+        write_policy_config(unfinished, settings, tokenizer, dtype)
+        (unfinished / "README.md").write_text(policy_readme())
+    tokenizer.save_pretrained(unfinished)
+    shards = ShardWriter(unfinished, max_shard_gigabytes)
+    tied = architecture["share_embeddings_and_output_weights"]
+    for name, layer, tensor in reader.tensors():
+        if name.startswith(STATISTICS):
+            continue
+        if is_reward_model and name == HEAD:
+            shards.add({"score.weight": tensor.float()})
+        elif not (tied and name == HEAD):
+            renamed = hf_tensors(name, layer, tensor, architecture, vocab_size)
+            shards.add({key: value.to(getattr(torch, dtype)) for key, value in renamed.items()})
+    shards.close()
+    if folder.exists():
+        folder.rmdir()
+    unfinished.rename(folder)
+    return folder
+
+
+def write_policy_config(folder: Path, settings: dict, tokenizer, dtype: str) -> None:
+    """config.json and generation_config.json of a language model."""
+    from transformers import GenerationConfig, Qwen2Config
+
+    ids = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
+    Qwen2Config(**settings, **ids, architectures=["Qwen2ForCausalLM"], torch_dtype=dtype).save_pretrained(folder)
+    GenerationConfig(**ids, do_sample=True, temperature=1.0, top_p=1.0, top_k=0).save_pretrained(folder)
+
+
+def write_reward_config(folder: Path, settings: dict, config, reader: CheckpointReader, tokenizer, dtype: str) -> None:
+    """config.json of a reward model: labels, and what Eq. 11 needs.
+
+    Raises:
+        ValueError: a statistic is missing or a deviation is under the floor; a pad token that equals EOS.
+    """
+    from transformers import Qwen2Config
+
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ValueError("the tokenizer's pad token is its EOS token: stock transformers finds an answer's last token by "
+                         "the pad token; give the tokenizer a pad token of its own")
+    schema = config.schema
+    state = RunningStatistics(*(reader.read(STATISTICS + name) for name in RunningStatistics._fields))
+    average, deviation = mean_std(state)
+    check_floor(deviation, config.std_floor, schema.class_names)
+    moslim = {
+        # a list: config.json is written with sorted keys, and the order of the heads is that of the logits
+        "preferences": [{"name": name, **spec} for name, spec in schema.to_dict().items()],
+        "loss": config.loss,
+        "statistics": {name: values.tolist() for name, values in state._asdict().items()},
+        "average": average.tolist(),
+        "standard_deviation": deviation.tolist(),
+        "std_floor": config.std_floor,
+    }
+    settings = {**settings, "tie_word_embeddings": False}
+    hf = Qwen2Config(
+        **settings,
+        architectures=["Qwen2ForSequenceClassification"],
+        num_labels=schema.num_classes,
+        id2label=dict(enumerate(schema.class_names)),
+        label2id={name: index for index, name in enumerate(schema.class_names)},
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        torch_dtype=dtype,
+        **{SETTINGS_KEY: moslim},
+    )
+    hf.save_pretrained(folder)
+
+
+class ShardWriter:
+    """Safetensors files of limited size and their index, holding one file's tensors in memory at a time."""
+
+    def __init__(self, folder: Path, max_gigabytes: float):
+        self.folder, self.limit = folder, int(max_gigabytes * 2**30)
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = 0
+        self._files: list[list[str]] = []
+        self._total = 0
+
+    def add(self, tensors: dict[str, Tensor]) -> None:
+        """Queue tensors; a full file is written."""
+        for name, tensor in tensors.items():
+            size = tensor.numel() * tensor.element_size()
+            if self._pending and self._pending_bytes + size > self.limit:
+                self._flush()
+            self._pending[name] = tensor.contiguous()
+            self._pending_bytes += size
+
+    def _flush(self) -> None:
+        save_file(self._pending, self.folder / f"shard-{len(self._files)}", metadata={"format": "pt"})
+        self._files.append(list(self._pending))
+        self._total += self._pending_bytes
+        self._pending, self._pending_bytes = {}, 0
+
+    def close(self) -> None:
+        """Write the rest and give the files the names that transformers expects."""
+        self._flush()
+        count = len(self._files)
+        if count == 1:
+            (self.folder / "shard-0").rename(self.folder / "model.safetensors")
+            return
+        weight_map = {}
+        for number, names in enumerate(self._files):
+            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            (self.folder / f"shard-{number}").rename(self.folder / file)
+            weight_map |= dict.fromkeys(names, file)
+        index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))

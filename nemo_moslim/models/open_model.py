@@ -1,0 +1,117 @@
+"""A trained reward model for inference, from a run or a Hugging Face folder, in the layout of this launch."""
+
+from pathlib import Path
+
+import torch
+
+from nemo_moslim.config import ParallelConfig
+from nemo_moslim.functional.statistics import RunningStatistics
+from nemo_moslim.models.initial_weights import load_weights, tokenizer_folder
+from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
+from nemo_moslim.training.checkpoint import is_run, resolve_checkpoint
+
+
+def open_reward_model(path: str, parallel: ParallelConfig, precision: str) -> tuple[RewardModel, Path]:
+    """The model with this rank's weights, in evaluation mode, and the folder of its tokenizer.
+
+    `parallel.layout.initialize` comes first.
+
+    Raises:
+        ValueError: neither a run nor a Hugging Face folder, no reward model, a missing head or statistic, or a layout
+            that does not divide the model.
+    """
+    if is_run(path):
+        checkpoint = resolve_checkpoint(path)
+        config, tokenizer, fill = _from_run(checkpoint)
+    elif (Path(path) / "config.json").is_file():
+        config, tokenizer, fill = _from_hugging_face(Path(path))
+    else:
+        raise ValueError(f"run={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)")
+    place_on_layout(config, parallel, precision)
+    model = RewardModel(config)
+    model.load_initial_weights = fill
+    model.configure_model()
+    if precision != "fp32":
+        model.module.bfloat16()
+    model.module.cuda().eval()
+    return model, tokenizer
+
+
+def place_on_layout(config: RewardModelConfig, parallel: ParallelConfig, precision: str) -> None:
+    """Set what NeMo's strategy would set from its layout and precision.
+
+    Raises:
+        ValueError: the layout does not divide the model.
+    """
+    for key, ranks, name in (
+        ("parallel.tensor", parallel.tensor, "num_query_groups"),
+        ("parallel.pipeline", parallel.pipeline, "num_layers"),
+    ):
+        if getattr(config, name) % ranks:
+            raise ValueError(f"{key}={ranks} does not divide the model's {name}={getattr(config, name)}")
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    config.tensor_model_parallel_size = parallel.tensor
+    config.pipeline_model_parallel_size = parallel.pipeline
+    config.expert_model_parallel_size = parallel.expert
+    config.sequence_parallel = parallel.sequence
+    config.context_parallel_size = 1
+    config.virtual_pipeline_model_parallel_size = None
+    config.params_dtype = config.pipeline_dtype = dtype
+    config.bf16 = precision != "fp32"
+    config.fp8 = None
+    config.timers = None
+
+
+def _from_run(checkpoint: Path):
+    from nemo.lightning import io
+
+    config = io.load_context(checkpoint / "context", subpath="model.config")
+    if not hasattr(config, "preferences"):
+        raise ValueError(f"run={checkpoint}: a language model, not a reward model")
+    return config, tokenizer_folder(checkpoint), lambda module: load_weights(module, checkpoint)
+
+
+def _from_hugging_face(folder: Path):
+    from nemo_moslim.huggingface.qwen2 import (
+        SETTINGS_KEY,
+        SafetensorsFolder,
+        architecture_from_hf,
+        load_backbone,
+        read_config,
+    )
+
+    hf = read_config(folder)
+    settings = hf.get(SETTINGS_KEY)
+    if not settings:
+        raise ValueError(f"{folder}: config.json has no {SETTINGS_KEY!r} section with heads and statistics; export the "
+                         "reward model with examples/export_hf.py")
+    missing = {"preferences", "loss", "statistics", "std_floor"} - set(settings)
+    lost = set(RunningStatistics._fields) - set(settings.get("statistics", {}))
+    if missing or lost:
+        raise ValueError(f"{folder}: config.json {SETTINGS_KEY!r} lacks {sorted(missing | lost)}; export it again")
+    architecture = architecture_from_hf(hf)
+    config = RewardModelConfig(
+        **{**architecture, "share_embeddings_and_output_weights": False},
+        seq_length=hf["max_position_embeddings"],
+        preferences={d["name"]: {k: v for k, v in d.items() if k != "name"} for d in settings["preferences"]},
+        loss=settings["loss"],
+        std_floor=settings["std_floor"],
+    )
+    tensors = SafetensorsFolder(folder)
+
+    def fill(module: torch.nn.Module) -> None:
+        load_backbone(module, tensors, architecture, skip_output=True)
+        if module.post_process:
+            _fill_head(module.output_layer, tensors["score.weight"], settings["statistics"], folder)
+
+    return config, folder, fill
+
+
+def _fill_head(head, weight: torch.Tensor, statistics: dict, folder: Path) -> None:
+    state = RunningStatistics(*(torch.tensor(statistics[name]) for name in RunningStatistics._fields))
+    for name, value, expected in [("score.weight", weight, head.weight), *zip(state._fields, state, head.statistics, strict=True)]:
+        if value.shape != expected.shape:
+            raise ValueError(f"{folder}: {name} has shape {list(value.shape)}, its heads need {list(expected.shape)}")
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    head.set_statistics(state)
