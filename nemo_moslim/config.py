@@ -1,11 +1,11 @@
-"""Typed configuration. The YAML files under conf/ are the only source of defaults; the classes here give types and checks.
+"""Typed configuration. The YAML files under conf/ are the only source of defaults; these classes give types and checks.
 
 `parse` turns a composed Hydra configuration into one of these classes and refuses unknown keys, wrong types and values
 out of range, each with the full name of the key.
 """
 
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -34,10 +34,10 @@ def _positive(prefix: str, owner: Any, *names: str) -> None:
 
 @dataclass
 class ModelConfig:
-    """The backbone. With `init` set, the architecture comes from that run or Hugging Face folder instead of the sizes."""
+    """The backbone. With `init` set, that run or Hugging Face folder gives the architecture, not the sizes."""
 
     family: str
-    init: Optional[str]
+    init: str | None
     num_layers: int
     hidden_size: int
     ffn_hidden_size: int
@@ -50,23 +50,40 @@ class ModelConfig:
     init_std: float
     hidden_dropout: float
     attention_dropout: float
-    num_experts: Optional[int]
+    num_experts: int | None
     experts_per_token: int
-    expert_hidden_size: Optional[int]
-    shared_expert_hidden_size: Optional[int]
+    expert_hidden_size: int | None
+    shared_expert_hidden_size: int | None
     router_aux_loss: float
-    recompute: Optional[str]
+    recompute: str | None
 
     def __post_init__(self):
         _one_of("model.family", self.family, ("qwen2",))
-        sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "max_length")
+        sizes = (
+            "num_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "max_length",
+        )
         _positive("model.", self, *sizes, "rotary_base", "norm_epsilon", "init_std")
         heads, groups = self.num_attention_heads, self.num_query_groups
-        _require(self.hidden_size % heads == 0, "model.hidden_size", self.hidden_size,
-                 f"a multiple of model.num_attention_heads={heads}")
-        _require((self.hidden_size // heads) % 2 == 0, "model.hidden_size", self.hidden_size,
-                 f"an even head size with model.num_attention_heads={heads} (rotary embeddings)")
-        _require(heads % groups == 0, "model.num_query_groups", groups, f"a divisor of model.num_attention_heads={heads}")
+        _require(
+            self.hidden_size % heads == 0,
+            "model.hidden_size",
+            self.hidden_size,
+            f"a multiple of model.num_attention_heads={heads}",
+        )
+        _require(
+            (self.hidden_size // heads) % 2 == 0,
+            "model.hidden_size",
+            self.hidden_size,
+            f"an even head size with model.num_attention_heads={heads} (rotary embeddings)",
+        )
+        _require(
+            heads % groups == 0, "model.num_query_groups", groups, f"a divisor of model.num_attention_heads={heads}"
+        )
         for name in ("hidden_dropout", "attention_dropout"):
             _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
         _one_of("model.recompute", self.recompute, (None, "selective", "full"))
@@ -78,7 +95,7 @@ class ParallelConfig:
 
     tensor: int
     pipeline: int
-    virtual_pipeline: Optional[int]
+    virtual_pipeline: int | None
     context: int
     expert: int
     sequence: bool
@@ -86,7 +103,9 @@ class ParallelConfig:
     def __post_init__(self):
         _positive("parallel.", self, "tensor", "pipeline", "context", "expert")
         if self.sequence:
-            _require(self.tensor > 1, "parallel.sequence", True, "parallel.tensor > 1 with it, or parallel.sequence=false")
+            _require(
+                self.tensor > 1, "parallel.sequence", True, "parallel.tensor > 1 with it, or parallel.sequence=false"
+            )
 
 
 @dataclass
@@ -108,7 +127,9 @@ class OptimizerConfig:
     def __post_init__(self):
         _positive("optimizer.", self, "lr", "eps", "clip_grad")
         _one_of("optimizer.schedule", self.schedule, SCHEDULES)
-        _require(0 <= self.min_lr <= self.lr, "optimizer.min_lr", self.min_lr, f"a value in [0, optimizer.lr={self.lr}]")
+        _require(
+            0 <= self.min_lr <= self.lr, "optimizer.min_lr", self.min_lr, f"a value in [0, optimizer.lr={self.lr}]"
+        )
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "a number of steps, 0 or more")
 
 
@@ -135,12 +156,12 @@ class TrainerConfig:
     checkpoint_every: int
     keep_checkpoints: int
     monitor: str
-    early_stop_patience: Optional[int]
+    early_stop_patience: int | None
     log_every: int
     seed: int
     tensorboard: bool
-    wandb_project: Optional[str]
-    cpu_threads: Optional[int]
+    wandb_project: str | None
+    cpu_threads: int | None
 
     def __post_init__(self):
         names = ("max_steps", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every")
@@ -162,7 +183,7 @@ class StatisticsConfig:
 
     mode: str
     decay: float
-    rows: Optional[str]
+    rows: str | None
     std_floor: float
 
     def __post_init__(self):
@@ -178,7 +199,7 @@ class SupervisedConfig:
 
     run_dir: str
     data: str
-    tokenizer: Optional[str]
+    tokenizer: str | None
     model: ModelConfig
     parallel: ParallelConfig
     precision: str
@@ -224,21 +245,25 @@ class EvaluateConfig:
     """examples/evaluate.py."""
 
     task: str
-    run: Optional[str]
-    data: Optional[str]
-    output: Optional[str]
-    source: Optional[str]
-    input: Optional[str]
+    run: str | None
+    data: str | None
+    output: str | None
+    source: str | None
+    input: str | None
     runs: list[str]
+    train: Optional[str]
+    result: Optional[str]
+    bootstrap_samples: int
+    preferences: dict[str, DimensionConfig]
     parallel: ParallelConfig
     precision: str
     batch_size: int
     long_rows: str
     plots: bool
-    cpu_threads: Optional[int]
+    cpu_threads: int | None
 
     def __post_init__(self):
-        _one_of("task", self.task, ("reward", "table1", "grade"))
+        _one_of("task", self.task, ("reward", "text_baseline", "table1", "grade"))
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("long_rows", self.long_rows, LONG_ROWS)
         _positive("", self, "batch_size")

@@ -22,7 +22,9 @@ def load_tokenizer(folder: str | Path):
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=Path(folder).is_dir())
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer={folder}: not a Hugging Face tokenizer folder ({str(error).splitlines()[0][:200]})") from None
+        raise ValueError(
+            f"tokenizer={folder}: not a Hugging Face tokenizer folder ({str(error).splitlines()[0][:200]})"
+        ) from None
     remedies = {
         "is_fast": "give a folder with tokenizer.json",
         "chat_template": "add chat_template to tokenizer_config.json",

@@ -35,7 +35,9 @@ class EncodedRows:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
-def shorten(prompt: list[int], response: list[int], max_length: int, long_rows: str) -> tuple[list[int], list[int]] | None:
+def shorten(
+    prompt: list[int], response: list[int], max_length: int, long_rows: str
+) -> tuple[list[int], list[int]] | None:
     """Bring a row to `max_length` tokens as `batch.long_rows` says; None where it is dropped.
 
     cut_prompt drops tokens from the left of the prompt, and, where that is not enough, cut_response's rule follows;
@@ -49,8 +51,10 @@ def shorten(prompt: list[int], response: list[int], max_length: int, long_rows: 
     if excess <= 0:
         return prompt, response
     if long_rows == "raise":
-        raise ValueError(f"{len(prompt) + len(response)} tokens, over model.max_length={max_length}: raise it, or choose "
-                         "batch.long_rows=drop|cut_prompt|cut_response")
+        raise ValueError(
+            f"{len(prompt) + len(response)} tokens, over model.max_length={max_length}: raise it, or choose "
+            "batch.long_rows=drop|cut_prompt|cut_response"
+        )
     if long_rows == "drop":
         return None
     if long_rows == "cut_prompt":
@@ -61,7 +65,9 @@ def shorten(prompt: list[int], response: list[int], max_length: int, long_rows: 
     return prompt, response[max(len(response) - room, 0) :]
 
 
-def encode_rows(rows: Iterable[dict], encoder: ChatEncoder, max_length: int, long_rows: str, origin: str) -> EncodedRows:
+def encode_rows(
+    rows: Iterable[dict], encoder: ChatEncoder, max_length: int, long_rows: str, origin: str
+) -> EncodedRows:
     """Encode rows with `prompt` and `response`.
 
     Args:

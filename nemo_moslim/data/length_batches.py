@@ -35,7 +35,7 @@ class TrainingBatches:
         return np.concatenate(epochs)[start - first * rows :][:count]
 
     def step(self, number: int) -> np.ndarray:
-        """Rows of one global batch as micro-batches in order of length, int64 [global_size / micro_size, micro_size]."""
+        """Rows of a global batch as micro-batches in order of length, int64 [global_size / micro_size, micro_size]."""
         window = number // self.bucket_batches
         if self._window is None or self._window[0] != window:
             self._window = (window, self._deal(window))
@@ -61,7 +61,7 @@ def evaluation_batches(lengths: np.ndarray, global_size: int, micro_size: int) -
 
 
 def rank_share(micro_batches: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """The micro-batches that one data-parallel rank runs: neighbours in length go to different ranks at the same time."""
+    """The micro-batches of one data-parallel rank: at the same time, ranks run neighbours in length."""
     return micro_batches[rank::ranks]
 
 

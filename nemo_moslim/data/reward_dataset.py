@@ -93,8 +93,10 @@ def class_weights(counts: Tensor, levels: Sequence[int], kind: str) -> Tensor | 
     if kind == "none":
         return None
     if (counts == 0).any():
-        raise ValueError(f"class_weights={kind}: a level has no training row (counts {counts.tolist()}); use "
-                         "class_weights=none or fewer levels")
+        raise ValueError(
+            f"class_weights={kind}: a level has no training row (counts {counts.tolist()}); use "
+            "class_weights=none or fewer levels"
+        )
     weights = []
     for head in counts.split(list(levels)):
         raw = head.reciprocal() if kind == "inverse" else head.rsqrt()

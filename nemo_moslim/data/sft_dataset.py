@@ -58,4 +58,3 @@ class SFTDataset:
         # position t predicts token t + 1, so an answer that starts at `first` is learnt from position first - 1 on
         counted = (position >= first[:, None] - 1) & (position < lengths[:, None] - 1)
         return TokenBatch(tokens=tokens, labels=tokens.roll(-1, dims=1), loss_mask=counted.float())
-

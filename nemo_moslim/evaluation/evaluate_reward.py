@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nemo_moslim.config import EvaluateConfig
@@ -46,9 +47,23 @@ def evaluate_reward(config: EvaluateConfig) -> None:
         kept = [ratings[i]["labels"] for i in dataset.rows.kept]
         sources = dataset.sources if any(dataset.sources) else None
         metrics = reward_metrics(probabilities, hard_labels(kept, schema), schema, model.config.loss, sources, None)
+        save_predictions(config.output, probabilities, dataset.rows.kept)
         metrics["rows"] = {"scored": len(dataset), "cut": dataset.rows.cut, "dropped": dataset.rows.dropped}
         write_report(metrics, schema, config)
     leave_process_group()
+
+
+def predictions_file(output: str | Path) -> Path:
+    """Where `task=reward` with this output keeps the probabilities of every row."""
+    output = Path(output)
+    return output.with_name(output.stem + "_predictions.npz")
+
+
+def save_predictions(output: str, probabilities: np.ndarray, rows: np.ndarray) -> None:
+    """Probabilities [R, C] and the index of each of the R rows in the data file, beside the JSON file."""
+    file = predictions_file(output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(file, probabilities=probabilities, rows=rows)
 
 
 def write_report(metrics: dict, schema, config: EvaluateConfig) -> None:
@@ -59,7 +74,9 @@ def write_report(metrics: dict, schema, config: EvaluateConfig) -> None:
     if config.plots:
         name = Path(config.run).name
         save_confusion_plot(metrics, schema, output.with_name(output.stem + "_confusion.png"), f"{name}: confusion")
-        save_reliability_plot(metrics, schema, output.with_name(output.stem + "_reliability.png"), f"{name}: reliability")
+        save_reliability_plot(
+            metrics, schema, output.with_name(output.stem + "_reliability.png"), f"{name}: reliability"
+        )
     print_metrics(metrics, schema)
 
 

@@ -94,8 +94,10 @@ def write_reward_config(folder: Path, settings: dict, config, reader: Checkpoint
     from transformers import Qwen2Config
 
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise ValueError("the tokenizer's pad token is its EOS token: stock transformers finds an answer's last token by "
-                         "the pad token; give the tokenizer a pad token of its own")
+        raise ValueError(
+            "the tokenizer's pad token is its EOS token: stock transformers finds an answer's last token by "
+            "the pad token; give the tokenizer a pad token of its own"
+        )
     schema = config.schema
     state = RunningStatistics(*(reader.read(STATISTICS + name) for name in RunningStatistics._fields))
     average, deviation = mean_std(state)

@@ -38,7 +38,7 @@ _POLICY = """# Language model
 
 Stock `Qwen2ForCausalLM`, no remote code; prompts go through the tokenizer's chat template.
 
-If it was trained as a preference-controlled policy, write the wanted levels before the prompt, inside the user's message:
+If it was trained as a preference-controlled policy, write the wanted levels before the prompt, in the user's message:
 `<helpfulness 5><harmless 2> Name some fruits.` Leave a dimension out to leave it open.
 """
 

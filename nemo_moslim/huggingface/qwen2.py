@@ -46,7 +46,9 @@ class SafetensorsFolder:
             with safe_open(folder / "model.safetensors", "pt") as opened:
                 self._files = dict.fromkeys(opened.keys(), "model.safetensors")
         else:
-            raise ValueError(f"{folder}: no model.safetensors; save the model with save_pretrained(safe_serialization=True)")
+            raise ValueError(
+                f"{folder}: no model.safetensors; save the model with save_pretrained(safe_serialization=True)"
+            )
 
     def names(self) -> set[str]:
         """All tensor names."""
@@ -67,7 +69,9 @@ def read_config(folder: Path) -> dict:
     """
     config = json.loads((folder / "config.json").read_text())
     if config.get("model_type") not in MODEL_TYPES:
-        raise ValueError(f"{folder}: model_type={config.get('model_type')!r} is not supported (one of {', '.join(MODEL_TYPES)})")
+        raise ValueError(
+            f"{folder}: model_type={config.get('model_type')!r} is not supported (one of {', '.join(MODEL_TYPES)})"
+        )
     return config
 
 
@@ -220,9 +224,13 @@ def load_backbone(module: torch.nn.Module, tensors: SafetensorsFolder, architect
             name = inside.group(2)
         if name.startswith("output_layer.") and skip_output:
             continue
-        shard = local_shard(megatron_tensor(name, layer, tensors.__getitem__, architecture), name, parameter, rank, ranks)
+        shard = local_shard(
+            megatron_tensor(name, layer, tensors.__getitem__, architecture), name, parameter, rank, ranks
+        )
         if shard.shape != parameter.shape:
-            raise ValueError(f"{tensors.folder}: {full_name} has shape {list(shard.shape)}, the model {list(parameter.shape)}")
+            raise ValueError(
+                f"{tensors.folder}: {full_name} has shape {list(shard.shape)}, the model {list(parameter.shape)}"
+            )
         with torch.no_grad():
             parameter.copy_(shard)
 

@@ -85,7 +85,7 @@ ARCHITECTURE_FIELDS = (
 
 
 def architecture_of(config: Qwen2Config) -> dict:
-    """The part of a configuration that decides which weights exist; what a model initialised from another takes over."""
+    """The part of a configuration that decides which weights exist; a model takes it over from its initial weights."""
     return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
 
 

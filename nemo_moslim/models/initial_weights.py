@@ -47,7 +47,9 @@ def open_source(path: str) -> Source:
         return RunSource(resolve_checkpoint(path))
     if (Path(path) / "config.json").is_file():
         return HuggingFaceSource(Path(path))
-    raise ValueError(f"model.init={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)")
+    raise ValueError(
+        f"model.init={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)"
+    )
 
 
 def sizes_of(architecture: dict) -> dict:
@@ -94,8 +96,10 @@ class RunSource:
         has_heads = any(isinstance(m, PreferenceHead) for m in module.modules())
         from_heads = hasattr(self.config, "preferences")
         if from_heads and not has_heads and module.post_process:
-            raise ValueError(f"model.init={self.checkpoint}: a reward model has no vocabulary layer to start a language "
-                             "model from; give a language model")
+            raise ValueError(
+                f"model.init={self.checkpoint}: a reward model has no vocabulary layer to start a language "
+                "model from; give a language model"
+            )
         skip = ("output_layer.",) if has_heads else ()
         load_weights(module, self.checkpoint, skip)
 

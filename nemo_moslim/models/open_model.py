@@ -83,8 +83,10 @@ def _from_hugging_face(folder: Path):
     hf = read_config(folder)
     settings = hf.get(SETTINGS_KEY)
     if not settings:
-        raise ValueError(f"{folder}: config.json has no {SETTINGS_KEY!r} section with heads and statistics; export the "
-                         "reward model with examples/export_hf.py")
+        raise ValueError(
+            f"{folder}: config.json has no {SETTINGS_KEY!r} section with heads and statistics; export the "
+            "reward model with examples/export_hf.py"
+        )
     missing = {"preferences", "loss", "statistics", "std_floor"} - set(settings)
     lost = set(RunningStatistics._fields) - set(settings.get("statistics", {}))
     if missing or lost:
@@ -109,7 +111,10 @@ def _from_hugging_face(folder: Path):
 
 def _fill_head(head, weight: torch.Tensor, statistics: dict, folder: Path) -> None:
     state = RunningStatistics(*(torch.tensor(statistics[name]) for name in RunningStatistics._fields))
-    for name, value, expected in [("score.weight", weight, head.weight), *zip(state._fields, state, head.statistics, strict=True)]:
+    for name, value, expected in [
+        ("score.weight", weight, head.weight),
+        *zip(state._fields, state, head.statistics, strict=True),
+    ]:
         if value.shape != expected.shape:
             raise ValueError(f"{folder}: {name} has shape {list(value.shape)}, its heads need {list(expected.shape)}")
     with torch.no_grad():

@@ -125,9 +125,7 @@ class RewardModelConfig(BackboneConfig):
         return model
 
 
-def reward_sums(
-    logits: Tensor, batch: RewardBatch, config: RewardModelConfig
-) -> tuple[Tensor, Tensor, Tensor]:
+def reward_sums(logits: Tensor, batch: RewardBatch, config: RewardModelConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Loss sum, count and the vector of sums of one micro-batch; logits fp32 [B, C].
 
     The vector holds loss sum, count, per head the confusion matrix (label x arg-max, K*K values), then the moments of
@@ -149,7 +147,7 @@ def reward_sums(
 
 
 def confusion_counts(logits: Tensor, targets: Tensor, label_mask: Tensor, levels: Sequence[int]) -> list[Tensor]:
-    """Per head a matrix [K, K] of counts: row = label (arg-max of its distribution), column = arg-max inside the head."""
+    """Per head a matrix [K, K] of counts: row = label (arg-max of a distribution), column = arg-max inside the head."""
     matrices = []
     heads = zip(logits.split(list(levels), -1), targets.split(list(levels), -1), label_mask.T, levels, strict=True)
     for scores, target, mask, k in heads:

@@ -53,7 +53,7 @@ def enable(*, without: Collection[str] = ()) -> None:
     if torch.cuda.is_available():
         raise RuntimeError(
             "nemo_moslim.parallel.cpu.enable() refuses to run: torch.cuda.is_available() is True, and the redirections "
-            "would silently move all GPU work to the CPU. Remove the call, or hide the GPUs with CUDA_VISIBLE_DEVICES=''."
+            "would silently move all GPU work to the CPU. Remove the call, or hide the GPUs: CUDA_VISIBLE_DEVICES=''."
         )
     unknown = sorted(set(without) - set(_PATCHES))
     if unknown:
@@ -85,7 +85,8 @@ def cpu_model_overrides() -> dict[str, Any]:
     """Fields of `TransformerConfig` (and NeMo's `GPTConfig`) that must be off without Transformer Engine and CUDA.
 
     Use as `config_class(..., **cpu_model_overrides())` or set them one by one. `use_cpu_initialization` also makes the
-    initial weights independent of the tensor-parallel size. `pipeline_dtype` is not here: it follows the precision.
+    initial weights of one rank's generator, sliced (a gated MLP's slices still differ between tensor-parallel sizes, by
+    the order of gate and up rows). `pipeline_dtype` is not here: it follows the precision.
     """
     return {
         "use_cpu_initialization": True,  # the GPU initialisation draws per rank from a CUDA generator

@@ -37,8 +37,8 @@ class GroupStepAdam(torch.optim.Optimizer):
     ) -> None:
         if fused_only:
             raise ValueError(
-                f"the CPU's Adam has no option {sorted(fused_only)}; expected lr, betas, eps, weight_decay, adam_w_mode. "
-                "Set use_precision_aware_optimizer=False in OptimizerConfig: it needs Transformer Engine."
+                f"the CPU's Adam has no option {sorted(fused_only)}; expected lr, betas, eps, weight_decay, "
+                "adam_w_mode. Set use_precision_aware_optimizer=False in OptimizerConfig: it needs Transformer Engine."
             )
         self.adam_w_mode = adam_w_mode
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})

@@ -14,6 +14,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """Ranks of this launch on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_rank_zero() -> bool:
     """True on the rank that prints and writes files."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -58,13 +63,17 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, global_size: int,
     if model.num_experts and parallel.tensor > 1 and not parallel.sequence:
         raise ValueError("parallel.sequence=false: a mixture of experts with parallel.tensor > 1 needs sequence=true")
     if parallel.context > 1:
-        raise ValueError(f"parallel.context={parallel.context}: context parallelism needs Transformer Engine's attention "
-                         "and packed batches, which training here does not use yet; set parallel.context=1")
+        raise ValueError(
+            f"parallel.context={parallel.context}: context parallelism needs Transformer Engine's attention "
+            "and packed batches, which training here does not use yet; set parallel.context=1"
+        )
     if parallel.virtual_pipeline:
         chunks = parallel.pipeline * parallel.virtual_pipeline
         if parallel.pipeline == 1 or model.num_layers % chunks:
-            raise ValueError(f"parallel.virtual_pipeline={parallel.virtual_pipeline}: needs parallel.pipeline > 1 and "
-                             f"model.num_layers={model.num_layers} a multiple of {chunks}")
+            raise ValueError(
+                f"parallel.virtual_pipeline={parallel.virtual_pipeline}: needs parallel.pipeline > 1 and "
+                f"model.num_layers={model.num_layers} a multiple of {chunks}"
+            )
 
 
 def initialize(parallel: ParallelConfig, seed: int) -> None:
@@ -118,7 +127,15 @@ def any_rank(flag: bool) -> bool:
 
 
 def leave_process_group() -> None:
-    """End of a launch: all ranks leave together."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    """End of a training: all ranks leave together. The process can go on to another one, in another layout."""
+    from megatron.core import parallel_state
+    from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+    if not dist.is_initialized():
+        return
+    dist.barrier()
+    parallel_state.destroy_model_parallel()
+    destroy_num_microbatches_calculator()
+    get_cuda_rng_tracker().reset()
+    dist.destroy_process_group()

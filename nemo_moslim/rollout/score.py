@@ -89,7 +89,9 @@ def score_rows(model: RewardModel, dataset: RewardDataset, micro_size: int) -> T
 
     global_size = micro_size * parallel_state.get_data_parallel_world_size()
     for share, micro_batches in _rank_batches(dataset, global_size, micro_size):
-        for rows, kept in zip(share, forward_micro_batches(module, micro_batches, collect, max(dataset.lengths)), strict=False):
+        for rows, kept in zip(
+            share, forward_micro_batches(module, micro_batches, collect, max(dataset.lengths)), strict=False
+        ):
             real = torch.from_numpy(rows >= 0)
             scores[torch.from_numpy(rows)[real]] = kept["p"][real].float()
     return from_last_stage(sum_over_data_ranks(scores))

@@ -1,6 +1,6 @@
 """Checkpoints of a run: where they lie, which one stands for the run, and when training writes one.
 
-    RUN/checkpoints/step=000100/   weights/ (megatron-core distributed checkpoint) and context/ (NeMo), as NeMo 2 lays out
+    RUN/checkpoints/step=000100/   weights/ (megatron-core distributed checkpoint) and context/: NeMo 2's layout
     RUN/checkpoints/best.json      {"checkpoint": "step=000100", "metric": "score", "value": 0.61}, where one is marked
 
 A checkpoint is written under a name that starts with a dot and renamed when it is complete, so one that was cut short
@@ -9,6 +9,7 @@ is never seen.
 
 import json
 import os
+import queue
 import shutil
 import signal
 from pathlib import Path
@@ -36,7 +37,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def list_checkpoints(run_dir: str | Path, with_optimizer: bool = False) -> list[Path]:
-    """Complete checkpoints of a run in order of step; with_optimizer leaves out those that training cannot resume from."""
+    """Complete checkpoints of a run in order of step; with_optimizer: only those that training can resume from."""
     found = [p for p in checkpoints_folder(run_dir).glob("step=*") if (p / "weights").is_dir()]
     if with_optimizer:
         found = [p for p in found if "-" not in p.name]
@@ -73,7 +74,9 @@ def resolve_checkpoint(path: str | Path) -> Path:
         return checkpoints_folder(path) / record["checkpoint"]
     if found := list_checkpoints(path):
         return found[-1]
-    raise ValueError(f"{path}: no complete checkpoint (expected {path}/checkpoints/step=…/weights); is it a run directory?")
+    raise ValueError(
+        f"{path}: no complete checkpoint (expected {path}/checkpoints/step=…/weights); is it a run directory?"
+    )
 
 
 def is_run(path: str | Path) -> bool:
@@ -86,6 +89,14 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def write_in_this_process() -> None:
+    """megatron-core hands results of its writers back through a manager process, which it spawns (seconds, and a copy of
+    the main module) for saves that go on in the background; saves here are synchronous, so a local queue serves."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = queue.Queue()
 
 
 class RunCheckpoint(pl.Callback):
@@ -105,6 +116,7 @@ class RunCheckpoint(pl.Callback):
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(f"{UNFINISHED}*"):
                 shutil.rmtree(leftover)
+        write_in_this_process()
         trainer.strategy.barrier()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,6 +148,8 @@ class RunCheckpoint(pl.Callback):
     def _is_better(self, trainer: pl.Trainer) -> bool:
         value = float(trainer.callback_metrics[f"validation/{self.monitor}"])
         record = best_record(self.run_dir)
+        if record and record["metric"] != self.monitor:
+            record = None
         lower_is_better = self.monitor == "loss"
         better = record is None or (value < record["value"] if lower_is_better else value > record["value"])
         return any_rank(better and trainer.is_global_zero)
@@ -173,13 +187,14 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 class StopOnSignal(pl.Callback):
-    """On SIGTERM (any rank) training stops at the end of the step; the checkpoint of that step is written on the way out."""
+    """On SIGTERM (any rank) training stops at the end of the step, whose checkpoint is written on the way out."""
 
     def __init__(self):
         self.stopped = False
         self._received = False
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # not earlier: after on_fit_start Lightning registers a handler that ends the fit without a checkpoint
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, number: int, frame) -> None:
@@ -189,5 +204,9 @@ class StopOnSignal(pl.Callback):
         if any_rank(self._received):
             self.stopped = True
             trainer.should_stop = True
+            if trainer.global_step % trainer.val_check_interval:
+                trainer.limit_val_batches = 0  # Lightning would validate once more, where an uninterrupted run does not
             if is_rank_zero():
-                print(f"stopping at step {trainer.global_step}: told to (SIGTERM); the same command resumes", flush=True)
+                print(
+                    f"stopping at step {trainer.global_step}: told to (SIGTERM); the same command resumes", flush=True
+                )

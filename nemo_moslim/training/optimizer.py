@@ -31,7 +31,12 @@ class WarmupDecaySchedule(LRSchedulerModule):
 
     def __init__(self, schedule: str, warmup_steps: int, min_factor: float, max_steps: int):
         super().__init__()
-        self.schedule, self.warmup_steps, self.min_factor, self.max_steps = schedule, warmup_steps, min_factor, max_steps
+        self.schedule, self.warmup_steps, self.min_factor, self.max_steps = (
+            schedule,
+            warmup_steps,
+            min_factor,
+            max_steps,
+        )
 
     def scheduler(self, model, optimizers) -> dict:  # NeMo passes one optimizer
         factor = partial(

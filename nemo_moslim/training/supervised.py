@@ -25,7 +25,14 @@ from nemo_moslim.models.policy import PolicyConfig, PolicyModel
 from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
 from nemo_moslim.models.summed_loss import SummedLossModel
 from nemo_moslim.parallel import cpu
-from nemo_moslim.parallel.layout import check_layout, data_parallel_size, is_rank_zero, leave_process_group, world_size
+from nemo_moslim.parallel.layout import (
+    check_layout,
+    data_parallel_size,
+    is_rank_zero,
+    leave_process_group,
+    local_world_size,
+    world_size,
+)
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.training.checkpoint import RunCheckpoint, StopOnSignal, list_checkpoints, write_atomically
 from nemo_moslim.training.data_module import StepDataModule
@@ -106,12 +113,16 @@ class _Setup:
                 print(f"architecture and weights from {model.init}: {self.source.describe()}", flush=True)
             vocabulary = self.source.architecture["vocab_size"]
             if len(self.encoder.tokenizer) > vocabulary:
-                raise ValueError(f"tokenizer={self.tokenizer_folder} has {len(self.encoder.tokenizer)} tokens, the "
-                                 f"embedding of model.init={model.init} has {vocabulary}: use the model's own tokenizer")
+                raise ValueError(
+                    f"tokenizer={self.tokenizer_folder} has {len(self.encoder.tokenizer)} tokens, the "
+                    f"embedding of model.init={model.init} has {vocabulary}: use the model's own tokenizer"
+                )
         check_layout(config.parallel, model, config.batch.global_size, config.batch.micro_size, world_size())
         if config.batch.global_size % config.batch.micro_size:
-            raise ValueError(f"batch.micro_size={config.batch.micro_size} does not divide batch.global_size="
-                             f"{config.batch.global_size}")
+            raise ValueError(
+                f"batch.micro_size={config.batch.micro_size} does not divide batch.global_size="
+                f"{config.batch.global_size}"
+            )
 
     def architecture(self, tie: bool) -> dict:
         """Arguments of the model's configuration: from the source of weights, else from the sizes of conf/model.
@@ -144,7 +155,7 @@ class _Setup:
         files = [Path(self.config.data) / name for name in ("train.jsonl", "validation.jsonl")]
         for file in files:
             if not file.is_file():
-                raise ValueError(f"data={self.config.data}: no {file.name} there; make it with examples/prepare_data.py")
+                raise ValueError(f"data={self.config.data}: no {file.name} there; make it with prepare_data.py")
         return files
 
     def fit(
@@ -238,8 +249,8 @@ def build_trainer(config: SupervisedConfig, telemetry: Telemetry, validation_mic
     pl.seed_everything(trainer.seed, verbose=False)
     return nl.Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=int(local_world_size()),
-        num_nodes=world_size() // int(local_world_size()),
+        devices=local_world_size(),
+        num_nodes=world_size() // local_world_size(),
         strategy=cpu.prepare_strategy(strategy),
         plugins=precision_plugin(config.precision, config.fp8_recipe),
         max_steps=trainer.max_steps,
@@ -255,13 +266,6 @@ def build_trainer(config: SupervisedConfig, telemetry: Telemetry, validation_mic
         use_distributed_sampler=False,
         log_every_n_steps=1,
     )
-
-
-def local_world_size() -> int:
-    """Ranks of this launch on this machine."""
-    import os
-
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def early_stopping(trainer) -> list[pl.Callback]:

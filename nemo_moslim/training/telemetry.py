@@ -20,8 +20,8 @@ PACKAGES = ("nemo_moslim", "nemo_toolkit", "megatron-core", "torch", "transforme
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the rows after `step`, which a resumed run writes again."""
     if path.is_file():
-        rows = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_atomically(path, "".join(row + "\n" for row in rows))
+        complete = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        write_atomically(path, "".join(line + "\n" for line in complete if json.loads(line)["step"] <= step))
 
 
 def read_metrics(run_dir: str | Path) -> list[dict]:
@@ -49,7 +49,6 @@ class Telemetry(pl.Callback):
         self.validate_every, self.log_every, self.loggers = validate_every, log_every, loggers
         self.seconds = {"training": 0.0, "validation": 0.0}
         self.tokens = 0
-        self.last_validation: dict[str, float] = {}
         self._row: dict = {}
         self._progress = None
 
@@ -72,6 +71,7 @@ class Telemetry(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args) -> None:
         self._started = time.perf_counter()
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # before the schedule moves on
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module, *args) -> None:
         seconds = time.perf_counter() - self._started
@@ -90,7 +90,7 @@ class Telemetry(pl.Callback):
             "step": step,
             **pl_module.metrics(from_last_stage(sums).cpu()),
             "grad_norm": float(trainer.callback_metrics["grad_norm"]),
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self._lr,
             "tokens": tokens,
             "seconds": round(seconds, 4),
             "tokens_per_second": round(tokens / seconds, 1),
@@ -110,7 +110,6 @@ class Telemetry(pl.Callback):
         for name, value in metrics.items():
             pl_module.log(f"validation/{name}", value, rank_zero_only=False)
         self.seconds["validation"] += time.perf_counter() - self._validation_started
-        self.last_validation = metrics
         self._row = {**self._row, "validation": metrics}
         if self._row.get("step") == trainer.global_step:
             self._write(trainer)
@@ -157,11 +156,12 @@ def write_summary(run_dir: str, trainer: pl.Trainer, telemetry: Telemetry, extra
     if not is_rank_zero():
         return
     rows = read_metrics(run_dir)
+    validations = [row["validation"] for row in rows if "validation" in row]
     summary = {
         "steps": trainer.global_step,
         "finished": trainer.global_step >= trainer.max_steps,
         "train": {k: v for k, v in rows[-1].items() if k != "validation"} if rows else {},
-        "validation": telemetry.last_validation or next((r["validation"] for r in reversed(rows) if "validation" in r), {}),
+        "validation": validations[-1] if validations else {},
         "seconds": {k: round(v, 3) for k, v in telemetry.seconds.items()},
         "tokens_this_launch": telemetry.tokens,
         "tokens_per_second": round(telemetry.tokens / max(telemetry.seconds["training"], 1e-9), 1),
@@ -172,4 +172,3 @@ def write_summary(run_dir: str, trainer: pl.Trainer, telemetry: Telemetry, extra
         **extra,
     }
     write_atomically(Path(run_dir) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-

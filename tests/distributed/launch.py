@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _TAIL = 6000
+_MARKER = "NEMO_MOSLIM_TEST_RUN"
 
 
 def run_ranks(
@@ -39,51 +42,37 @@ def run_ranks(
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
     command += [str(ROOT / script), *map(str, args)]
+    marker = f"{_MARKER}={uuid.uuid4().hex}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     environment.update(env or {})
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        _kill(process)
-        output, _ = process.communicate()
-        raise AssertionError(f"{script} {list(args)}: still running after {timeout:g} s\n{output[-_TAIL:]}") from None
-    except BaseException:
-        _kill(process)
-        raise
-    if check and process.returncode != 0:
-        raise AssertionError(f"{script} {list(args)}: exit code {process.returncode}\n{output[-_TAIL:]}")
+    environment.update([marker.split("=")])
+    # A file, not a pipe: a process that outlives its rank (a checkpoint's manager) would keep a pipe open for ever.
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _kill_marked(marker)
+            process.wait()
+        log.seek(0)
+        output = log.read()
+    if code is None:
+        raise AssertionError(f"{script} {list(args)}: still running after {timeout:g} s\n{output[-_TAIL:]}")
+    if check and code != 0:
+        raise AssertionError(f"{script} {list(args)}: exit code {code}\n{output[-_TAIL:]}")
     return output
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    """Ends the launcher and its ranks: torchrun gives each rank a session, so their ids are read before it dies."""
-    ranks = _descendants(process.pid)
-    for pid in (*ranks, process.pid):
+def _kill_marked(marker: str) -> None:
+    """Kills every process that inherited the marker: torchrun gives each rank a session of its own, and processes
+    that a killed rank leaves behind have no parent to find them by."""
+    for directory in Path("/proc").iterdir():
         try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-
-def _descendants(pid: int) -> list[int]:
-    table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    children: dict[int, list[int]] = {}
-    for line in table.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    found, todo = [], [pid]
-    while todo:
-        for child in children.get(todo.pop(), []):
-            found.append(child)
-            todo.append(child)
-    return found
+            if directory.name.isdigit() and marker.encode() in (directory / "environ").read_bytes().split(b"\0"):
+                os.kill(int(directory.name), signal.SIGKILL)
+        except (ProcessLookupError, FileNotFoundError, PermissionError):
+            continue

@@ -40,14 +40,26 @@ def train_several(runs: list[list]) -> None:
 
 
 def plan_fault(moment: str, step: int) -> None:
-    """kill -9 of this process around the checkpoint of a step.
+    """A signal to this process in or after a step.
 
-    Moments: "writing" (weights are written, context/ is not), "unnamed" (complete but not renamed), "unmarked" (renamed,
+    Moments: "sigterm" (SIGTERM while the step runs, on the last rank only), and SIGKILL around the checkpoint of the
+    step: "writing" (weights are written, context/ is not), "unnamed" (complete but not renamed), "unmarked" (renamed,
     best.json not yet written).
     """
     from nemo.lightning.io.pl import TrainerContext
 
-    from nemo_moslim.training import checkpoint
+    from nemo_moslim.training import checkpoint, telemetry
+
+    if moment == "sigterm":
+        original = telemetry.Telemetry.on_train_batch_start
+
+        def on_train_batch_start(self, trainer, *rest):
+            if trainer.global_step == step - 1 and trainer.global_rank == trainer.world_size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, trainer, *rest)
+
+        telemetry.Telemetry.on_train_batch_start = on_train_batch_start
+        return
 
     def deadly(function, wanted):
         def wrapped(*args, **kwargs):

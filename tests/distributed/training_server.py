@@ -76,7 +76,8 @@ def run_rank(request: dict, rank: int, port: int) -> None:
         (folder / f"result.{rank}").write_text(json.dumps(result))
         code = 0
     except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        traceback.print_exc()
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()

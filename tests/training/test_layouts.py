@@ -1,7 +1,9 @@
 """The same data, seed and initial checkpoint give the same training in every layout."""
 
+import shutil
+
 import pytest
-from training_client import metrics
+from training_client import metrics, weights
 
 LAYOUTS = {
     "TP=2": (2, ["parallel.tensor=2"]),
@@ -20,6 +22,21 @@ def one_rank(trainings, reward_arguments, tmp_path_factory):
     return metrics(run_dir)
 
 
+@pytest.fixture(scope="module")
+def run_of_layout(trainings, reward_arguments, tmp_path_factory):
+    """Run directory of a layout's training, made once."""
+    made = {}
+
+    def run(name):
+        if name not in made:
+            ranks, layout = LAYOUTS[name]
+            made[name] = tmp_path_factory.mktemp("layout")
+            trainings.train("train_rm", *reward_arguments, f"run_dir={made[name]}", *layout, ranks=ranks)
+        return made[name]
+
+    return run
+
+
 def assert_same_training(rows, expected):
     """First step to 1e-5, validation after the last step to 1e-3, both relative."""
     assert [row["step"] for row in rows] == list(range(1, 21))
@@ -30,17 +47,66 @@ def assert_same_training(rows, expected):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_trains_like_one_rank(name, one_rank, trainings, reward_arguments, tmp_path):
+def test_every_layout_trains_like_one_rank(name, one_rank, run_of_layout):
+    assert_same_training(metrics(run_of_layout(name)), one_rank)
+
+
+@pytest.mark.parametrize("name", ["DP=2", "PP=2"])
+def test_a_checkpoint_continues_on_another_layout(name, run_of_layout, trainings, reward_arguments, tmp_path):
+    written = run_of_layout("TP=2")
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copytree(written / "checkpoints" / "step=000010", tmp_path / "checkpoints" / "step=000010")
     ranks, layout = LAYOUTS[name]
     trainings.train("train_rm", *reward_arguments, f"run_dir={tmp_path}", *layout, ranks=ranks)
-    print(name, metrics(tmp_path)[0], metrics(tmp_path)[-1], one_rank[0], one_rank[-1])
-    assert_same_training(metrics(tmp_path), one_rank)
+    rows, uninterrupted = metrics(tmp_path), metrics(written)[10:]
+    assert [row["step"] for row in rows] == list(range(11, 21))
+    for key in ("loss", "grad_norm", "lr"):
+        assert [row[key] for row in rows] == pytest.approx([row[key] for row in uninterrupted], rel=1e-4)
 
 
-def test_expert_parallelism_trains_like_data_parallelism(trainings, reward_arguments, tokenizer_dir, tmp_path):
-    mixture = ["model.init=null", f"tokenizer={tokenizer_dir}", "model.num_experts=4", "model.expert_hidden_size=32"]
+def test_tied_language_model_trains_alike_in_every_layout(trainings, sft_run, sft_dir, tiny_model, tmp_path):
+    runs = {"one": (1, []), "four": (4, ["parallel.tensor=2", "parallel.pipeline=2"])}
+    for name, (ranks, layout) in runs.items():
+        arguments = [f"model.init={sft_run}", f"data={sft_dir}", f"run_dir={tmp_path}/{name}", *tiny_model, *layout]
+        trainings.train("train_sft", *arguments, ranks=ranks)
+    assert_same_training(metrics(tmp_path / "four"), metrics(tmp_path / "one"))
+    assert metrics(tmp_path / "one")[-1]["loss"] < metrics(tmp_path / "one")[0]["loss"]
+
+
+@pytest.fixture(scope="module")
+def mixture_run(trainings, sft_dir, tokenizer_dir, tiny_model, tmp_path_factory):
+    """A mixture of experts from scratch, its experts on two ranks."""
+    run_dir = tmp_path_factory.mktemp("mixture")
+    mixture = ["model.num_experts=4", "model.expert_hidden_size=32", "parallel.expert=2", "trainer.max_steps=2"]
+    arguments = [f"tokenizer={tokenizer_dir}", f"data={sft_dir}", f"run_dir={run_dir}", *tiny_model, *mixture]
+    trainings.train("train_sft", *arguments, ranks=2)
+    return run_dir
+
+
+def test_experts_start_apart_on_every_rank(mixture_run):
+    """Experts that start alike on two ranks would be copies of each other."""
+    state = weights(mixture_run / "checkpoints" / "step=000002")
+    experts = [v for k, v in state.items() if k.startswith("module.") and "experts.linear_fc1.weight" in k]
+    assert experts
+    print({k: v.shape for k, v in state.items() if "experts" in k})
+    for stacked in experts:
+        flat = stacked.flatten(1) if stacked.dim() > 2 else stacked
+        for first in range(len(flat)):
+            for second in range(first):
+                assert (flat[first] - flat[second]).abs().mean() > 0.005
+
+
+def test_expert_parallelism_trains_like_data_parallelism(mixture_run, trainings, reward_arguments, tmp_path):
     for experts in (1, 2):
         run_dir = f"run_dir={tmp_path}/{experts}"
-        trainings.train("train_rm", *reward_arguments, *mixture, run_dir, f"parallel.expert={experts}", ranks=2)
-    print(metrics(tmp_path / "2")[0], metrics(tmp_path/"1")[0])
+        arguments = [*reward_arguments, f"model.init={mixture_run}", f"parallel.expert={experts}"]
+        trainings.train("train_rm", *arguments, run_dir, ranks=2)
     assert_same_training(metrics(tmp_path / "2"), metrics(tmp_path / "1"))
+
+
+def test_one_process_trains_in_several_layouts(trainings, reward_arguments, one_rank, tmp_path):
+    short = [*reward_arguments, "trainer.max_steps=2"]
+    runs = [["train_rm", [*short, f"run_dir={tmp_path}/{name}", *LAYOUTS[name][1]]] for name in ("TP=2", "DP=2", "PP=2")]
+    trainings.run("train_several", ranks=2, runs=runs)
+    for name in ("TP=2", "DP=2", "PP=2"):
+        assert metrics(tmp_path / name)[0]["grad_norm"] == pytest.approx(one_rank[0]["grad_norm"], rel=1e-5)

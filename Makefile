@@ -1,0 +1,45 @@
+# make quickstart   the whole method on the embedded world, on this machine's CPU
+# make test         the test suite
+# Both make .venv first (Python 3.11) and keep it while its inputs are unchanged.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN ?= runs/real-reward-model
+
+.PHONY: help install quickstart test lint format real-reward-model table1 gpu-checks clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+
+install: $(READY)
+
+$(READY): pyproject.toml setup.py constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or give PYTHON=…" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip check
+	@touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/python examples/quickstart.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# make real-reward-model DATA=DIR RUN=DIR   DIR holds train.parquet and valid.parquet (docs/results.md)
+real-reward-model: $(READY)
+	@test -n "$(DATA)" || { echo "error: DATA is not set: give DATA=DIR with train.parquet and valid.parquet" >&2; exit 2; }
+	$(BIN)/python examples/real_reward_model.py data="$(DATA)" output="$(RUN)"
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,83 @@
+"""`evaluate.py task=text_baseline`: a reward model against TF-IDF with logistic regression on the same rows, per head."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from nemo_moslim.config import EvaluateConfig, to_plain
+from nemo_moslim.data.ratings import load_ratings
+from nemo_moslim.evaluation.baseline_text import text_baseline
+from nemo_moslim.evaluation.bootstrap import paired_bootstrap, paired_bootstrap_macro_f1
+from nemo_moslim.evaluation.reward_accuracy import confusion_matrix, hard_labels, macro_f1, predicted_levels
+from nemo_moslim.preferences import PreferenceSchema
+
+SEED = 1
+
+
+def against_text_baseline(config: EvaluateConfig) -> None:
+    """Train the baseline on `train`, predict `data`, and compare with the predictions beside `result`.
+
+    Writes `output`: per dimension n, both accuracies and macro-F1s, the majority class of train and of data, and
+    paired-bootstrap 95 % intervals of the differences (model minus baseline). Also prints them.
+
+    Raises:
+        ValueError: a missing key or file, or predictions of other rows.
+    """
+    from nemo_moslim.evaluation.evaluate_reward import predictions_file
+
+    for key in ("train", "data", "result", "output"):
+        if not getattr(config, key):
+            raise ValueError(f"{key} is not set: task=text_baseline needs {key}=FILE")
+    schema = PreferenceSchema.from_dict(to_plain(config.preferences))
+    train, rows = load_ratings(config.train, schema), load_ratings(config.data, schema)
+    file = predictions_file(config.result)
+    if not file.is_file():
+        raise ValueError(f"result={config.result}: no {file.name} beside it; run task=reward with that output first")
+    stored = np.load(file)
+    if stored["rows"].max() >= len(rows):
+        raise ValueError(f"result={config.result}: its predictions are of another file than data={config.data}")
+    rows = [rows[i] for i in stored["rows"]]
+    model = predicted_levels(stored["probabilities"], schema)
+    baseline = predicted_levels(text_baseline(train, rows, schema), schema)
+    train_labels = hard_labels([row["labels"] for row in train], schema)
+    labels = hard_labels([row["labels"] for row in rows], schema)
+    report = {
+        dimension.name: compare_head(
+            labels[:, head], model[:, head], baseline[:, head], train_labels[:, head], dimension.levels, config
+        )
+        for head, dimension in enumerate(schema.dimensions)
+    }
+    output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    for name, head in report.items():
+        gain, f1_gain = head["accuracy_gain"], head["macro_f1_gain"]
+        print(
+            f"{name} (n={head['n']}): accuracy {head['accuracy']:.4f} against {head['baseline_accuracy']:.4f} "
+            f"[{gain['low']:+.4f}, {gain['high']:+.4f}], majority {head['majority']:.4f}, of train "
+            f"{head['majority_train']:.4f}; macro-F1 {head['macro_f1']:.4f} against {head['baseline_macro_f1']:.4f} "
+            f"[{f1_gain['low']:+.4f}, {f1_gain['high']:+.4f}]"
+        )
+
+
+def compare_head(
+    truth: np.ndarray, model: np.ndarray, baseline: np.ndarray, train: np.ndarray, levels: int, config: EvaluateConfig
+) -> dict:
+    """One head's comparison; levels are 1-based, 0 is unlabelled; all arrays int [R] but `train` int [rows of train]."""
+    rated = truth > 0
+    truth, model, baseline = truth[rated], model[rated], baseline[rated]
+    most_common = np.bincount(train[train > 0], minlength=levels + 1).argmax()
+    counts = np.bincount(truth, minlength=levels + 1)[1:]
+    samples = config.bootstrap_samples
+    return {
+        "n": int(rated.sum()),
+        "accuracy": float((model == truth).mean()),
+        "baseline_accuracy": float((baseline == truth).mean()),
+        "majority": float(counts.max() / counts.sum()),
+        "majority_train": float((truth == most_common).mean()),
+        "accuracy_gain": paired_bootstrap(model == truth, baseline == truth, samples, SEED),
+        "macro_f1": float(macro_f1(confusion_matrix(truth, model, levels))),
+        "baseline_macro_f1": float(macro_f1(confusion_matrix(truth, baseline, levels))),
+        "macro_f1_gain": paired_bootstrap_macro_f1(truth, model, baseline, levels, samples, SEED),
+    }

@@ -1,0 +1,37 @@
+"""`evaluate.py task=table1`: results of several reward models laid out like the paper's Table 1."""
+
+import json
+from pathlib import Path
+
+from nemo_moslim.config import EvaluateConfig
+from nemo_moslim.evaluation.plots import table1_csv, table1_markdown
+
+
+def write_table1(config: EvaluateConfig) -> None:
+    """Read `runs` = [MODEL:DATATYPE:FILE.json,…], write `output` as markdown and a csv beside it, and print the table.
+
+    Raises:
+        ValueError: no output, no runs, or an entry that is not MODEL:DATATYPE:FILE.
+    """
+    if not config.output or not config.runs:
+        raise ValueError("task=table1 needs runs=[MODEL:DATATYPE:FILE.json,…] and output=FILE.md")
+    rows = []
+    for entry in config.runs:
+        model, _, rest = entry.partition(":")
+        datatype, _, file = rest.partition(":")
+        if not file or not datatype.isdigit():
+            raise ValueError(f"runs: {entry!r} is not MODEL:DATATYPE:FILE.json with a number as DATATYPE")
+        metrics = json.loads(Path(file).read_text())
+        rows.append(
+            {
+                "model": model,
+                "datatype": int(datatype),
+                "preference": metrics["preference_accuracy"],
+                "intensity": metrics["intensity_accuracy"],
+            }
+        )
+    output = Path(config.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(table1_markdown(rows))
+    output.with_suffix(".csv").write_text(table1_csv(rows))
+    print(output.read_text(), end="")
