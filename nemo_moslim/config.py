@@ -251,8 +251,8 @@ class EvaluateConfig:
     source: str | None
     input: str | None
     runs: list[str]
-    train: Optional[str]
-    result: Optional[str]
+    train: str | None
+    result: str | None
     bootstrap_samples: int
     preferences: dict[str, DimensionConfig]
     parallel: ParallelConfig

@@ -1,4 +1,4 @@
-"""`evaluate.py task=text_baseline`: a reward model against TF-IDF with logistic regression on the same rows, per head."""
+"""`evaluate.py task=text_baseline`: a reward model against TF-IDF with logistic regression on the same rows."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def against_text_baseline(config: EvaluateConfig) -> None:
 def compare_head(
     truth: np.ndarray, model: np.ndarray, baseline: np.ndarray, train: np.ndarray, levels: int, config: EvaluateConfig
 ) -> dict:
-    """One head's comparison; levels are 1-based, 0 is unlabelled; all arrays int [R] but `train` int [rows of train]."""
+    """One head's comparison; levels are 1-based, 0 is unlabelled; all arrays int [R], `train` int [rows of train]."""
     rated = truth > 0
     truth, model, baseline = truth[rated], model[rated], baseline[rated]
     most_common = np.bincount(train[train > 0], minlength=levels + 1).argmax()

@@ -250,7 +250,8 @@ class HuggingFaceSource:
         return sizes_of(self.architecture)
 
     def describe(self) -> str:
-        return f"{self.config['architectures'][0]}, {self.config['num_hidden_layers']} layers of {self.config['hidden_size']}"
+        config = self.config
+        return f"{config['architectures'][0]}, {config['num_hidden_layers']} layers of {config['hidden_size']}"
 
     def load_into(self, module: torch.nn.Module) -> None:
         """Backbone always; the vocabulary layer where the model has one.

@@ -34,7 +34,7 @@ def data_parallel_size(parallel: ParallelConfig, ranks: int) -> int:
     if ranks % model_ranks:
         raise ValueError(
             f"parallel: tensor={parallel.tensor} x pipeline={parallel.pipeline} x context={parallel.context} needs a "
-            f"multiple of {model_ranks} ranks, got {ranks}: launch torchrun --nproc-per-node {model_ranks}, or lower them"
+            f"multiple of {model_ranks} ranks, got {ranks}: torchrun --nproc-per-node {model_ranks}, or lower them"
         )
     return ranks // model_ranks
 

@@ -92,8 +92,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_in_this_process() -> None:
-    """megatron-core hands results of its writers back through a manager process, which it spawns (seconds, and a copy of
-    the main module) for saves that go on in the background; saves here are synchronous, so a local queue serves."""
+    """Spare the manager process through which megatron-core's writers report.
+
+    It is spawned (seconds, and a copy of the main module) for saves in the background; those here are synchronous."""
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     filesystem_async._results_queue = queue.Queue()
