@@ -19,6 +19,8 @@ def load_tokenizer(folder: str | Path):
     """
     from transformers import AutoTokenizer
 
+    if Path(folder).is_dir() and not (Path(folder) / "tokenizer_config.json").is_file():
+        raise ValueError(f"tokenizer={folder}: not a Hugging Face tokenizer folder (no tokenizer_config.json there)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=Path(folder).is_dir())
     except (OSError, ValueError) as error:

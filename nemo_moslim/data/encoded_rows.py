@@ -41,8 +41,8 @@ def shorten(
     """Bring a row to `max_length` tokens as `batch.long_rows` says; None where it is dropped.
 
     cut_prompt drops tokens from the left of the prompt, and, where that is not enough, cut_response's rule follows;
-    cut_response drops tokens from the left of the response, so that its end and its EOS stay; at most half of
-    max_length remains for a prompt that alone is too long.
+    cut_response drops tokens from the left of the response, so that its end and its EOS stay; a prompt over half of
+    max_length makes room first, down to that half.
 
     Raises:
         ValueError: the row is too long and long_rows is "raise".
@@ -60,7 +60,8 @@ def shorten(
     if long_rows == "cut_prompt":
         prompt = prompt[min(excess, max(len(prompt) - max_length // 4, 0)) :]
     else:
-        prompt = prompt[max(len(prompt) - max_length // 2, 0) :]
+        kept = max(max_length // 2, max_length - len(response))
+        prompt = prompt[max(len(prompt) - kept, 0) :]
     room = max_length - len(prompt)
     return prompt, response[max(len(response) - room, 0) :]
 

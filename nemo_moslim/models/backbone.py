@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state
 from nemo.collections.llm.gpt.model.qwen2 import Qwen2Config
 
 from nemo_moslim.config import ModelConfig
@@ -30,7 +31,25 @@ class BackboneConfig(Qwen2Config):
         if cpu.enabled():
             for name, value in cpu.cpu_model_overrides().items():
                 setattr(self, name, value)
-        return super().configure_model(tokenizer, pre_process, post_process, vp_stage)
+        model = super().configure_model(tokenizer, pre_process, post_process, vp_stage)
+        if cpu.enabled() and self.num_moe_experts and self.expert_model_parallel_size > 1:
+            draw_experts_apart(model, self)
+        return model
+
+
+def draw_experts_apart(model: torch.nn.Module, config: Qwen2Config) -> None:
+    """Initial weights of the experts, anew with a seed of this rank's own.
+
+    megatron-core's CPU initialisation draws the same numbers on every expert-parallel rank: each would hold copies of
+    the same experts. (On a GPU it draws from a generator per rank.)
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        rank = parallel_state.get_expert_model_parallel_rank() * parallel_state.get_expert_tensor_parallel_world_size()
+        torch.manual_seed(torch.initial_seed() + 1 + rank + parallel_state.get_expert_tensor_parallel_rank())
+        for name, parameter in model.named_parameters():
+            if ".experts." in name and name.endswith("weight"):
+                fill = config.output_layer_init_method if "linear_fc2" in name else config.init_method
+                fill(parameter)
 
 
 def padded_vocab_size(size: int) -> int:

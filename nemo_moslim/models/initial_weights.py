@@ -18,6 +18,9 @@ SIZES = {
 }
 
 
+SAVED_PREFIX = "module."  # under which NeMo's strategy saves the model
+
+
 class Source(Protocol):
     """A place that gives an architecture, its weights and its tokenizer."""
 
@@ -113,7 +116,7 @@ def load_weights(module: torch.nn.Module, checkpoint: Path, skip: tuple[str, ...
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.core import CheckpointingException
 
-    prefix = "module."  # under which NeMo's strategy saves the model
+    prefix = SAVED_PREFIX
     wanted = module.sharded_state_dict(prefix=prefix, metadata=dict(singleton_local_shards=False))
     skipped = tuple(prefix + name for name in skip)
     wanted = {name: value for name, value in wanted.items() if not (skipped and name.startswith(skipped))}
@@ -126,3 +129,14 @@ def load_weights(module: torch.nn.Module, checkpoint: Path, skip: tuple[str, ...
     lost = [name for name in missing if not (skip and name.startswith(skip)) and "_extra_state" not in name]
     if lost or unexpected:
         raise ValueError(f"{checkpoint}: weights missing {lost}, unexpected {unexpected}")
+
+
+def save_weights(module: torch.nn.Module, checkpoint: Path) -> None:
+    """Write this rank's part of a megatron module into checkpoint/weights (there, and empty); a collective.
+
+    NeMo's own save does not do once training is over: it has unwrapped the model by then, and names come out otherwise.
+    """
+    from megatron.core import dist_checkpointing
+
+    state = module.sharded_state_dict(prefix=SAVED_PREFIX, metadata=dict(singleton_local_shards=False))
+    dist_checkpointing.save(state, str(checkpoint / "weights"))

@@ -122,6 +122,8 @@ class RunCheckpoint(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
+        # A checkpoint holds a finished step and its validation. Lightning would repeat a part of the validation.
+        trainer.fit_loop.epoch_loop.restarting = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args) -> None:
         step = trainer.global_step
@@ -134,11 +136,7 @@ class RunCheckpoint(pl.Callback):
             return
         better = self._is_better(trainer)
         if step % self.every == 0 or better:
-            self.save(trainer)
-        if better and trainer.is_global_zero:
-            value = float(trainer.callback_metrics[f"validation/{self.monitor}"])
-            mark_best(self.run_dir, checkpoint_name(step), self.monitor, value)
-        trainer.strategy.barrier()
+            self.save(trainer, best=better)
         self._remove_old(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -155,8 +153,8 @@ class RunCheckpoint(pl.Callback):
         better = record is None or (value < record["value"] if lower_is_better else value > record["value"])
         return any_rank(better and trainer.is_global_zero)
 
-    def save(self, trainer: pl.Trainer) -> None:
-        """Write the state after the current step; a collective."""
+    def save(self, trainer: pl.Trainer, best: bool = False) -> None:
+        """Write the state after the current step, and mark it as the best of the run if it is; a collective."""
         from nemo.lightning.io.pl import TrainerContext
 
         name = checkpoint_name(trainer.global_step)
@@ -166,6 +164,9 @@ class RunCheckpoint(pl.Callback):
         if trainer.is_global_zero:
             TrainerContext.from_trainer(trainer).io_dump(unfinished / "context", yaml_attrs=["model"])
             shutil.rmtree(final, ignore_errors=True)
+            if best:  # before the checkpoint has its name: a kill in between must not leave it unmarked
+                value = float(trainer.callback_metrics[f"validation/{self.monitor}"])
+                mark_best(self.run_dir, name, self.monitor, value)
             unfinished.rename(final)
         trainer.strategy.barrier()
         self._saved_step = trainer.global_step

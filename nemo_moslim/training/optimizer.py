@@ -10,6 +10,10 @@ from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerMod
 
 from nemo_moslim.config import OptimizerConfig
 
+# megatron-core's distributed optimizer mixes up the states of fp32 and bf16 parameters of one group when it saves them.
+# A multiplier of the learning rate other than 1 makes a group; this one changes no learning rate (the schedule sets it).
+OWN_GROUP = math.nextafter(1.0, 2.0)
+
 
 def learning_rate_factor(step: int, schedule: str, warmup_steps: int, max_steps: int, min_factor: float) -> float:
     """Learning rate after `step` updates as a share of its peak: linear warm-up, then constant, linear or cosine decay.
@@ -55,6 +59,11 @@ def no_weight_decay(name: str, parameter: torch.nn.Parameter) -> bool:
     return name.endswith(".bias") or parameter.dim() == 1
 
 
+def is_fp32(name: str, parameter: torch.nn.Parameter) -> bool:
+    """The heads of a reward model in bf16."""
+    return parameter.dtype == torch.float32
+
+
 def optimizer_module(config: OptimizerConfig, max_steps: int, precision: str) -> MegatronOptimizerModule:
     """AdamW over megatron-core's (distributed) optimizer."""
     megatron = MegatronOptimizerConfig(
@@ -71,7 +80,11 @@ def optimizer_module(config: OptimizerConfig, max_steps: int, precision: str) ->
         params_dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
     )
     schedule = WarmupDecaySchedule(config.schedule, config.warmup_steps, config.min_lr / config.lr, max_steps)
-    return MegatronOptimizerModule(megatron, schedule, no_weight_decay_cond=no_weight_decay)
+    if precision == "fp32":
+        return MegatronOptimizerModule(megatron, schedule, no_weight_decay_cond=no_weight_decay)
+    return MegatronOptimizerModule(
+        megatron, schedule, no_weight_decay_cond=no_weight_decay, scale_lr_cond=is_fp32, lr_mult=OWN_GROUP
+    )
 
 
 def data_parallel_settings(config: OptimizerConfig) -> DistributedDataParallelConfig:

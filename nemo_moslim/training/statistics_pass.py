@@ -8,7 +8,7 @@ import torch
 from nemo_moslim.config import BatchConfig
 from nemo_moslim.data.reward_dataset import RewardDataset
 from nemo_moslim.functional.statistics import Moments, empty_statistics, exact_update
-from nemo_moslim.models.initial_weights import load_weights
+from nemo_moslim.models.initial_weights import load_weights, save_weights
 from nemo_moslim.models.reward_model import find_head
 from nemo_moslim.parallel.layout import is_rank_zero
 from nemo_moslim.rollout.score import unwrapped, validation_sums
@@ -40,7 +40,11 @@ def exact_statistics(trainer: pl.Trainer, run_dir: str, dataset: RewardDataset, 
         head.set_statistics(exact_update(empty_statistics(sum(model.config.levels), device=sums.device), moments))
     final = checkpoints_folder(run_dir) / f"{checkpoint.name}-exact"
     unfinished = final.with_name(UNFINISHED + final.name)
-    trainer.save_checkpoint(unfinished, weights_only=True)
+    if is_rank_zero():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        (unfinished / "weights").mkdir(parents=True)
+    torch.distributed.barrier()
+    save_weights(module, unfinished)
     if is_rank_zero():
         shutil.copytree(checkpoint / "context", unfinished / "context")
         shutil.rmtree(final, ignore_errors=True)

@@ -19,6 +19,7 @@ from nemo_moslim.data.length_batches import padding_share
 from nemo_moslim.data.ratings import read_ratings, read_sft
 from nemo_moslim.data.reward_dataset import RewardDataset, class_weights
 from nemo_moslim.data.sft_dataset import SFTDataset
+from nemo_moslim.functional.classification import check_levels_for_loss
 from nemo_moslim.models.backbone import backbone_settings, run_settings
 from nemo_moslim.models.initial_weights import Source, open_source
 from nemo_moslim.models.policy import PolicyConfig, PolicyModel
@@ -64,6 +65,7 @@ def train_reward_model(config: RewardModelTrainingConfig) -> None:
     """
     setup = _Setup(config)
     schema = PreferenceSchema.from_dict(to_plain(config.preferences))
+    check_levels_for_loss({dimension.name: dimension.levels for dimension in schema.dimensions}, config.loss)
     levels = [dimension.levels for dimension in schema.dimensions]
     build = partial(RewardDataset.build, schema=schema, encoder=setup.encoder, **setup.row_options())
     train, validation = (build(read_ratings(path, schema), origin=str(path)) for path in setup.data_files())

@@ -1,6 +1,9 @@
 """What training_server.py can run on its ranks. Each function returns something that JSON holds."""
 
+import contextlib
 import importlib.util
+import io
+import json
 import os
 import signal
 import sys
@@ -43,8 +46,8 @@ def plan_fault(moment: str, step: int) -> None:
     """A signal to this process in or after a step.
 
     Moments: "sigterm" (SIGTERM while the step runs, on the last rank only), and SIGKILL around the checkpoint of the
-    step: "writing" (weights are written, context/ is not), "unnamed" (complete but not renamed), "unmarked" (renamed,
-    best.json not yet written).
+    step: "writing" (weights are written, context/ is not), "unmarked" (complete, best.json not yet written), "unnamed"
+    (complete but for its name).
     """
     from nemo.lightning.io.pl import TrainerContext
 
@@ -78,3 +81,137 @@ def plan_fault(moment: str, step: int) -> None:
         checkpoint.mark_best = deadly(checkpoint.mark_best, lambda run_dir, marked, *_: marked == name)
     else:
         raise ValueError(moment)
+
+
+def call_with_errors(entry: str, cases: list[list[str]]) -> list[dict]:
+    """`examples/ENTRY.py` with each list of arguments: its exit code and what it wrote to stderr."""
+    main, results = example(entry).main, []
+    for arguments in cases:
+        text, code = io.StringIO(), 0
+        with contextlib.redirect_stderr(text):
+            try:
+                main(arguments)
+            except SystemExit as stop:
+                code = stop.code
+        results.append({"code": code, "stderr": text.getvalue()})
+    return results
+
+
+def lone_module(run_dir: str, weights_of: str):
+    """The megatron module of a run's model on one rank, outside NeMo's Trainer, and its configuration.
+
+    Args:
+        run_dir: whose context/ tells the model.
+        weights_of: the run whose last checkpoint fills it; a vocabulary layer is not read into heads.
+    """
+    from nemo.lightning import io as nemo_io
+
+    from nemo_moslim.config import ParallelConfig
+    from nemo_moslim.data.chat import load_tokenizer
+    from nemo_moslim.models.initial_weights import RunSource, load_weights
+    from nemo_moslim.models.reward_model import find_head
+    from nemo_moslim.parallel import cpu
+    from nemo_moslim.parallel.layout import initialize
+    from nemo_moslim.training.checkpoint import list_checkpoints
+
+    cpu.enable()
+    initialize(ParallelConfig(1, 1, None, 1, 1, False), seed=1)
+    context = list_checkpoints(run_dir)[-1] / "context"
+    config = nemo_io.load_context(context, subpath="model.config")
+    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+        setattr(config, name, 1)
+    config.sequence_parallel = False
+    tokenizer = load_tokenizer(RunSource(list_checkpoints(run_dir)[-1]).tokenizer_folder)
+    tokenizer.vocab_size_padded = config.vocab_size
+    module = config.configure_model(tokenizer, pre_process=True, post_process=True)
+    start = list_checkpoints(weights_of)[-1]
+    load_weights(module, start, ("output_layer.",) if find_head(module) and weights_of != run_dir else ())
+    return module.eval(), config, tokenizer
+
+
+def naive_reward_step(run_dir: str, init: str, data: str, global_size: int, micro_size: int, buckets: int) -> dict:
+    """The first training step of a reward model by loops over rows and heads, one row at a time without padding.
+
+    Returns loss, gradient norm, and the probabilities and labels of the rows.
+    """
+    import torch
+
+    from nemo_moslim.data.chat import ChatEncoder
+    from nemo_moslim.data.encoded_rows import encode_rows
+    from nemo_moslim.data.length_batches import TrainingBatches
+
+    module, config, tokenizer = lone_module(run_dir, init)
+    ratings = [json.loads(line) for line in (Path(data) / "train.jsonl").read_text().splitlines()]
+    rows = encode_rows(ratings, ChatEncoder(tokenizer), 64, "raise", "train")
+    chosen = TrainingBatches(rows.lengths, global_size, micro_size, buckets, seed=1).step(0).flatten().tolist()
+    loss, count, kept = 0.0, 0, []
+    for index in chosen:
+        tokens = torch.tensor(rows.row(index)[None].astype("int64"))
+        logits = module(tokens, torch.arange(tokens.shape[1])[None], attention_mask=None)[0, -1]
+        probabilities, offset = [], 0
+        for dimension in config.schema.dimensions:
+            scores = logits[offset : offset + dimension.levels]
+            probabilities += (scores.exp() / scores.exp().sum()).tolist()
+            if (level := ratings[index]["labels"].get(dimension.name)) is not None:
+                weight = config.class_weights[offset + level - 1] if config.class_weights else 1.0
+                loss = loss - weight * (scores[level - 1] - scores.exp().sum().log())
+                count += 1
+            offset += dimension.levels
+        kept.append({"probabilities": probabilities, "labels": ratings[index]["labels"]})
+    (loss / count).backward()
+    return {"loss": loss.item() / count, "grad_norm": gradient_norm(module), "rows": kept}
+
+
+def naive_sft_step(run_dir: str, init: str, data: str, global_size: int, micro_size: int, buckets: int) -> dict:
+    """The first step of supervised fine-tuning by a loop over the answers' tokens: loss and gradient norm."""
+    import torch
+
+    from nemo_moslim.data.chat import ChatEncoder
+    from nemo_moslim.data.encoded_rows import encode_rows
+    from nemo_moslim.data.length_batches import TrainingBatches
+
+    module, config, tokenizer = lone_module(run_dir, init)
+    examples = [json.loads(line) for line in (Path(data) / "train.jsonl").read_text().splitlines()]
+    encoder = ChatEncoder(tokenizer)
+    rows = encode_rows(examples, encoder, 64, "raise", "train")
+    chosen = TrainingBatches(rows.lengths, global_size, micro_size, buckets, seed=1).step(0).flatten().tolist()
+    loss, count = 0.0, 0
+    for index in chosen:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": examples[index]["prompt"]}], tokenize=False, add_generation_prompt=True
+        )
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(examples[index]["response"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        tokens = torch.tensor([prompt + answer])
+        logits = module(tokens, torch.arange(tokens.shape[1])[None], attention_mask=None)[0]
+        for place, token in enumerate(answer, start=len(prompt)):
+            loss = loss - logits[place - 1].float().log_softmax(-1)[token]
+            count += 1
+    (loss / count).backward()
+    return {"loss": loss.item() / count, "grad_norm": gradient_norm(module), "count": count}
+
+
+def gradient_norm(module) -> float:
+    """Euclidean norm over all gradients."""
+    return sum(p.grad.double().square().sum().item() for p in module.parameters() if p.grad is not None) ** 0.5
+
+
+def head_probabilities(run_dir: str, checkpoint_of: str, data: str) -> list[list[float]]:
+    """Probabilities of every training row under a run's best checkpoint, one row at a time without padding."""
+    import torch
+
+    from nemo_moslim.data.chat import ChatEncoder
+    from nemo_moslim.data.encoded_rows import encode_rows
+    from nemo_moslim.functional.classification import probabilities
+    from nemo_moslim.models.initial_weights import load_weights
+
+    module, config, tokenizer = lone_module(run_dir, run_dir)
+    load_weights(module, Path(checkpoint_of))
+    ratings = [json.loads(line) for line in (Path(data) / "train.jsonl").read_text().splitlines()]
+    rows, found = encode_rows(ratings, ChatEncoder(tokenizer), 64, "raise", "train"), []
+    with torch.no_grad():
+        for index in range(len(rows)):
+            tokens = torch.tensor(rows.row(index)[None].astype("int64"))
+            logits = module(tokens, torch.arange(tokens.shape[1])[None], attention_mask=None)[0, -1]
+            found.append(probabilities(logits, config.levels, config.loss).tolist())
+    return found

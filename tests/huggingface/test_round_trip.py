@@ -1,0 +1,141 @@
+"""Through the entry points: Hugging Face folder -> training in a layout -> export -> stock transformers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from training_client import Trainings
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory, tokenizer_dir):
+    """A random Qwen2ForCausalLM folder, embeddings tied, vocabulary not a multiple of 128."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("hf_language_model")
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, rope_theta=5000.0,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    for parameter in model.parameters():  # biases and norms start as constants: make every value tell
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [(1, ()), (2, ("parallel.tensor=2",)), (2, ("parallel.pipeline=2",))])
+def test_language_model_there_and_back(
+    trainings: Trainings, language_model, sft_dir, tiny_model, tmp_path, ranks, layout
+):
+    """One step at a learning rate of 1e-12 and export: the weights that went in, whatever the layout."""
+    from transformers import AutoModelForCausalLM
+
+    run, export = tmp_path / "run", tmp_path / "export"
+    trainings.train(
+        "train_sft", f"model.init={language_model}", f"data={sft_dir}", f"run_dir={run}", *tiny_model,
+        "trainer.max_steps=1", "optimizer.lr=1e-12", "optimizer.min_lr=0", *layout, ranks=ranks,
+    )  # fmt: skip
+    trainings.train("export_hf", f"run={run}", f"output={export}")
+    before = AutoModelForCausalLM.from_pretrained(language_model).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(export).state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.fixture(scope="module")
+def reward_run(trainings: Trainings, language_model, rating_dir, tiny_model, tmp_path_factory):
+    """A reward model from the Hugging Face language model, ten steps on two tensor-parallel ranks."""
+    run = tmp_path_factory.mktemp("reward") / "run"
+    trainings.train(
+        "train_rm", f"model.init={language_model}", f"data={rating_dir}", f"run_dir={run}", *tiny_model,
+        "trainer.max_steps=10", "parallel.tensor=2", "statistics.std_floor=1e-9", ranks=2,
+    )  # fmt: skip
+    return run
+
+
+@pytest.fixture(scope="module")
+def reward_export(trainings: Trainings, reward_run):
+    """Its Hugging Face folder, in several files."""
+    export = reward_run.parent / "export"
+    trainings.train("export_hf", f"run={reward_run}", f"output={export}", "max_shard_gigabytes=1e-5")
+    return export
+
+
+def predictions(trainings: Trainings, run, data, output, *layout, ranks=1) -> np.ndarray:
+    """Probabilities that evaluate.py keeps, [rows, classes]."""
+    trainings.train(
+        "evaluate", "task=reward", f"run={run}", f"data={data}", f"output={output}", "plots=false", *layout, ranks=ranks
+    )
+    stored = np.load(output.with_name(output.stem + "_predictions.npz"))
+    assert stored["rows"].tolist() == list(range(len(stored["rows"])))
+    return stored["probabilities"]
+
+
+def test_run_folder_and_stock_transformers_agree(trainings: Trainings, reward_run, reward_export, rating_dir, tmp_path):
+    """The same probabilities (1e-5, fp32) from the run, from its export, under pipeline parallelism, and by hand."""
+    data = rating_dir / "validation.jsonl"
+    from_run = predictions(trainings, reward_run, data, tmp_path / "run.json")
+    from_export = predictions(trainings, reward_export, data, tmp_path / "export.json")
+    pipelined = predictions(trainings, reward_run, data, tmp_path / "pp.json", "parallel.pipeline=2", ranks=2)
+    split = predictions(trainings, reward_run, data, tmp_path / "dp.json", ranks=2)
+    for other in (from_export, pipelined, split):
+        np.testing.assert_allclose(other, from_run, atol=1e-5)
+    np.testing.assert_allclose(stock_probabilities(reward_export, data), from_run, atol=1e-5)
+    report = json.loads((tmp_path / "run.json").read_text())
+    assert set(report) >= {"helpfulness", "honesty", "harmless", "preference_accuracy", "intensity_accuracy"}
+
+
+def stock_probabilities(folder, data) -> np.ndarray:
+    """What a reader of the exported README would compute with plain transformers, in one padded batch."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert type(model).__name__ == "Qwen2ForSequenceClassification"
+    assert model.config.id2label[0] == "<helpfulness 1>"
+    texts = []
+    for row in map(json.loads, data.read_text().splitlines()):
+        chat = [{"role": "user", "content": row["prompt"]}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        texts.append(text + row["response"] + tokenizer.eos_token)
+    inputs = tokenizer(texts, return_tensors="pt", add_special_tokens=False, padding=True, padding_side="right")
+    with torch.no_grad():
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    return torch.cat([head.softmax(-1) for head in logits.split([5, 5, 2], dim=-1)], dim=-1).numpy()
+
+
+def test_heads_in_config_follow_the_logits(reward_export):
+    """Order matters and config.json is written with sorted keys."""
+    settings = json.loads((reward_export / "config.json").read_text())["moslim"]
+    assert [d["name"] for d in settings["preferences"]] == ["helpfulness", "honesty", "harmless"]
+    assert len(settings["average"]) == len(settings["standard_deviation"]) == 12
+    assert all(value > 0 for value in settings["standard_deviation"])
+    assert len(list(reward_export.glob("model-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("lost", ["head", "statistic"])
+def test_a_missing_head_or_statistic_fails_the_load(trainings: Trainings, reward_export, rating_dir, tmp_path, lost):
+    broken = tmp_path / "broken"
+    shutil.copytree(reward_export, broken)
+    if lost == "head":
+        index = json.loads((broken / "model.safetensors.index.json").read_text())
+        del index["weight_map"]["score.weight"]
+        (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        config = json.loads((broken / "config.json").read_text())
+        del config["moslim"]["statistics"]["mean"]
+        (broken / "config.json").write_text(json.dumps(config))
+    data, output = rating_dir / "validation.jsonl", tmp_path / "out.json"
+    job = trainings.start(
+        "train", entry="evaluate", arguments=["task=reward", f"run={broken}", f"data={data}", f"output={output}"]
+    )
+    assert trainings.wait(job) != [0]
+    assert ("score.weight is missing" if lost == "head" else "lacks ['mean']") in job.output()
+    assert not output.exists()
