@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent / "distributed"))
 
 WORDS = "apple pear red green blue good bad nice name some fruits they are is the a I tell you about them happy".split()
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 

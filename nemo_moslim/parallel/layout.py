@@ -87,7 +87,10 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
     data_parallel_size(parallel, world_size())
     if not dist.is_initialized():
         backend = "gloo" if not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
-        if "RANK" in os.environ:
+        if store := next_store():
+            rank = int(os.environ.get("RANK", "0"))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size())
+        elif "RANK" in os.environ:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -127,7 +130,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def leave_process_group() -> None:
-    """End of a training: all ranks leave together. The process can go on to another one, in another layout."""
+    """End of a training or evaluation: all ranks leave together. The process may go on to another, in any layout."""
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
@@ -135,7 +138,22 @@ def leave_process_group() -> None:
     if not dist.is_initialized():
         return
     dist.barrier()
+    _left_stores.append(dist.distributed_c10d._get_default_store())
     parallel_state.destroy_model_parallel()
     destroy_num_microbatches_calculator()
     get_cuda_rng_tracker().reset()
     dist.destroy_process_group()
+
+
+def next_store() -> dist.Store | None:
+    """Where the ranks meet for the process group to come: None (the launcher's place) for the first of this process.
+
+    Later ones meet in the first one's store under a name of their own: a store made anew at the launcher's address
+    could be missed by a rank that still reaches the old one.
+    """
+    if not _left_stores:
+        return None
+    return dist.PrefixStore(f"process group {len(_left_stores)}", _left_stores[0])
+
+
+_left_stores: list[dist.Store] = []

@@ -11,7 +11,7 @@ from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerMod
 from nemo_moslim.config import OptimizerConfig
 
 # megatron-core's distributed optimizer mixes up the states of fp32 and bf16 parameters of one group when it saves them.
-# A multiplier of the learning rate other than 1 makes a group; this one changes no learning rate (the schedule sets it).
+# A multiplier of the learning rate other than 1 makes a group; this one changes nothing (the schedule sets the rate).
 OWN_GROUP = math.nextafter(1.0, 2.0)
 
 

@@ -32,6 +32,7 @@ from nemo_moslim.parallel.layout import (
     is_rank_zero,
     leave_process_group,
     local_world_size,
+    next_store,
     world_size,
 )
 from nemo_moslim.preferences import PreferenceSchema
@@ -244,6 +245,7 @@ def build_trainer(config: SupervisedConfig, telemetry: Telemetry, validation_mic
         ckpt_optim_fully_reshardable=True,
         replace_progress_bar=False,
     )
+    strategy.store = next_store()
     checkpoints = RunCheckpoint(
         config.run_dir, trainer.checkpoint_every, trainer.validate_every, trainer.keep_checkpoints, trainer.monitor
     )

@@ -58,7 +58,7 @@ def test_a_template_that_drops_a_message_is_refused(encoder, tokenizer_dir):
     from nemo_moslim.data.chat import ChatEncoder
 
     tokenizer = load_tokenizer(tokenizer_dir)
-    tokenizer.chat_template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match="drops a message of the roles \\('system'"):
         ChatEncoder(tokenizer).encode_prompts([CHAT])
 

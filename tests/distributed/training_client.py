@@ -122,7 +122,7 @@ def steps_done(run_dir: Path) -> int:
 
 
 def weights(checkpoint: Path) -> dict:
-    """Every tensor of a distributed checkpoint by name, whole, whatever layout wrote it (optimizer's state included)."""
+    """Every tensor of a distributed checkpoint by name, whole, whatever layout wrote it, optimizer's state included."""
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
     state = _load_state_dict_from_keys(checkpoint_id=checkpoint / "weights")

@@ -181,7 +181,8 @@ def naive_sft_step(run_dir: str, init: str, data: str, global_size: int, micro_s
             [{"role": "user", "content": examples[index]["prompt"]}], tokenize=False, add_generation_prompt=True
         )
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        answer = tokenizer(examples[index]["response"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        answer = tokenizer(examples[index]["response"], add_special_tokens=False)["input_ids"]
+        answer.append(tokenizer.eos_token_id)
         tokens = torch.tensor([prompt + answer])
         logits = module(tokens, torch.arange(tokens.shape[1])[None], attention_mask=None)[0]
         for place, token in enumerate(answer, start=len(prompt)):

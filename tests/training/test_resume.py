@@ -54,7 +54,7 @@ def test_dropout_is_at_work(straight, trainings, arguments, tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_sigterm_saves_at_the_step_boundary_and_the_same_command_resumes(layout, straight, trainings, arguments, tmp_path):
+def test_sigterm_saves_at_the_step_boundary_and_the_run_resumes(layout, straight, trainings, arguments, tmp_path):
     ranks, split = LAYOUTS[layout]
     command = [*arguments, *split, f"run_dir={tmp_path}"]
     stopped = trainings.train("train_rm", *command, ranks=ranks, fault={"moment": "sigterm", "step": 7})

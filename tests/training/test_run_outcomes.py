@@ -31,7 +31,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(trainings, reward_arg
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_exact_statistics_are_those_of_a_pass_over_the_training_rows(trainings, reward_arguments, rating_dir, ranks, tmp_path):
+def test_exact_statistics_are_those_of_a_pass_over_the_rows(trainings, reward_arguments, rating_dir, ranks, tmp_path):
     command = [*reward_arguments, f"run_dir={tmp_path}", "statistics.mode=exact", "trainer.max_steps=10"]
     command += ["trainer.validate_every=5", "trainer.checkpoint_every=5", f"parallel.pipeline={ranks}"]
     trainings.train("train_rm", *command, ranks=ranks)
