@@ -31,7 +31,12 @@ class BackboneConfig(Qwen2Config):
         if cpu.enabled():
             for name, value in cpu.cpu_model_overrides().items():
                 setattr(self, name, value)
-        model = super().configure_model(tokenizer, pre_process, post_process, vp_stage)
+        with torch.random.fork_rng(devices=[]):
+            # megatron-core's CPU initialisation draws from torch's generator, seeded alike on all ranks: without this,
+            # pipeline stages would start as copies of each other (on a GPU it draws from a generator per stage)
+            stage = parallel_state.get_pipeline_model_parallel_rank() + 1000 * (vp_stage or 0)
+            torch.manual_seed(torch.initial_seed() + 100_003 * stage)
+            model = super().configure_model(tokenizer, pre_process, post_process, vp_stage)
         if cpu.enabled() and self.num_moe_experts and self.expert_model_parallel_size > 1:
             draw_experts_apart(model, self)
         return model
