@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/real-reward-model
 
-.PHONY: help install quickstart test lint format real-reward-model table1 gpu-checks clean
+.PHONY: help install quickstart test lint format real-reward-model clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -3

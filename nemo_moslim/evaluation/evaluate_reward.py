@@ -12,9 +12,9 @@ from nemo_moslim.data.ratings import load_ratings
 from nemo_moslim.data.reward_dataset import RewardDataset
 from nemo_moslim.evaluation.plots import save_confusion_plot, save_reliability_plot
 from nemo_moslim.evaluation.reward_accuracy import hard_labels, reward_metrics
-from nemo_moslim.models.open_model import open_reward_model
 from nemo_moslim.parallel import cpu
 from nemo_moslim.parallel.layout import initialize, is_rank_zero, leave_process_group
+from nemo_moslim.rollout.open_model import open_reward_model
 from nemo_moslim.rollout.score import score_rows
 
 TOKEN_MULTIPLE = 8

@@ -16,7 +16,7 @@ from nemo_moslim.functional.statistics import RunningStatistics, check_floor, me
 from nemo_moslim.huggingface.checkpoint_reader import CheckpointReader
 from nemo_moslim.huggingface.folder_readme import policy_readme, reward_model_readme
 from nemo_moslim.huggingface.qwen2 import SETTINGS_KEY, architecture_to_hf, hf_tensors
-from nemo_moslim.training.checkpoint import resolve_checkpoint
+from nemo_moslim.run_folder import resolve_checkpoint
 
 HEAD = "output_layer.weight"
 STATISTICS = "output_layer.statistics_"

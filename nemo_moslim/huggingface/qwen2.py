@@ -233,34 +233,3 @@ def load_backbone(module: torch.nn.Module, tensors: SafetensorsFolder, architect
             )
         with torch.no_grad():
             parameter.copy_(shard)
-
-
-class HuggingFaceSource:
-    """A Hugging Face folder as the start of a model (see models/initial_weights.py)."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.config = read_config(folder)
-        self.architecture = architecture_from_hf(self.config)
-        self.tokenizer_folder = folder
-
-    def sizes(self) -> dict:
-        from nemo_moslim.models.initial_weights import sizes_of
-
-        return sizes_of(self.architecture)
-
-    def describe(self) -> str:
-        config = self.config
-        return f"{config['architectures'][0]}, {config['num_hidden_layers']} layers of {config['hidden_size']}"
-
-    def load_into(self, module: torch.nn.Module) -> None:
-        """Backbone always; the vocabulary layer where the model has one.
-
-        Raises:
-            ValueError: a language model asked to start from a folder without a vocabulary layer.
-        """
-        from nemo_moslim.models.reward_model import find_head
-
-        tensors = SafetensorsFolder(self.folder)
-        has_heads = find_head(module) is not None
-        load_backbone(module, tensors, self.architecture, skip_output=has_heads)

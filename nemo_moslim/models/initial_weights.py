@@ -37,24 +37,6 @@ class Source(Protocol):
         """Fill this rank's part of the backbone; a reward model's heads keep their own start."""
 
 
-def open_source(path: str) -> Source:
-    """A run directory, one of its checkpoints, or a Hugging Face folder.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    from nemo_moslim.huggingface.qwen2 import HuggingFaceSource
-    from nemo_moslim.training.checkpoint import is_run, resolve_checkpoint
-
-    if is_run(path):
-        return RunSource(resolve_checkpoint(path))
-    if (Path(path) / "config.json").is_file():
-        return HuggingFaceSource(Path(path))
-    raise ValueError(
-        f"model.init={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)"
-    )
-
-
 def sizes_of(architecture: dict) -> dict:
     """Sizes under the names of conf/model."""
     return {ours: architecture[theirs] for ours, theirs in SIZES.items()}

@@ -12,13 +12,7 @@ from nemo_moslim.models.initial_weights import load_weights, save_weights
 from nemo_moslim.models.reward_model import find_head
 from nemo_moslim.parallel.layout import is_rank_zero
 from nemo_moslim.rollout.score import unwrapped, validation_sums
-from nemo_moslim.training.checkpoint import (
-    UNFINISHED,
-    best_record,
-    checkpoints_folder,
-    mark_best,
-    resolve_checkpoint,
-)
+from nemo_moslim.run_folder import UNFINISHED, best_record, checkpoints_folder, mark_best, resolve_checkpoint
 
 
 def exact_statistics(trainer: pl.Trainer, run_dir: str, dataset: RewardDataset, batch: BatchConfig) -> None:

@@ -20,8 +20,9 @@ from nemo_moslim.data.ratings import read_ratings, read_sft
 from nemo_moslim.data.reward_dataset import RewardDataset, class_weights
 from nemo_moslim.data.sft_dataset import SFTDataset
 from nemo_moslim.functional.classification import check_levels_for_loss
+from nemo_moslim.huggingface.sources import open_source
 from nemo_moslim.models.backbone import backbone_settings, run_settings
-from nemo_moslim.models.initial_weights import Source, open_source
+from nemo_moslim.models.initial_weights import Source
 from nemo_moslim.models.policy import PolicyConfig, PolicyModel
 from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
 from nemo_moslim.models.summed_loss import SummedLossModel
@@ -36,7 +37,8 @@ from nemo_moslim.parallel.layout import (
     world_size,
 )
 from nemo_moslim.preferences import PreferenceSchema
-from nemo_moslim.training.checkpoint import RunCheckpoint, StopOnSignal, list_checkpoints, write_atomically
+from nemo_moslim.run_folder import list_checkpoints, write_atomically
+from nemo_moslim.training.checkpoint import RunCheckpoint, StopOnSignal
 from nemo_moslim.training.data_module import StepDataModule
 from nemo_moslim.training.optimizer import data_parallel_settings, optimizer_module
 from nemo_moslim.training.statistics_pass import exact_statistics

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from nemo_moslim.parallel.layout import from_last_stage, is_rank_zero
-from nemo_moslim.training.checkpoint import write_atomically
+from nemo_moslim.run_folder import write_atomically
 
 PACKAGES = ("nemo_moslim", "nemo_toolkit", "megatron-core", "torch", "transformers")
 

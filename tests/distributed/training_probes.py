@@ -112,7 +112,7 @@ def lone_module(run_dir: str, weights_of: str):
     from nemo_moslim.models.reward_model import find_head
     from nemo_moslim.parallel import cpu
     from nemo_moslim.parallel.layout import initialize
-    from nemo_moslim.training.checkpoint import list_checkpoints
+    from nemo_moslim.run_folder import list_checkpoints
 
     cpu.enable()
     initialize(ParallelConfig(1, 1, None, 1, 1, False), seed=1)

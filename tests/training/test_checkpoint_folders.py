@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nemo_moslim.training.checkpoint import (
+from nemo_moslim.run_folder import (
     best_record,
     checkpoint_name,
     is_run,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_client import metrics, steps_done, wait_for, weights
 
-from nemo_moslim.training.checkpoint import list_checkpoints
+from nemo_moslim.run_folder import list_checkpoints
 
 LAST = "step=000012"
 LAYOUTS = {"one rank": (1, []), "TP=2": (2, ["parallel.tensor=2"]), "DP=2": (2, [])}

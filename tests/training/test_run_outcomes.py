@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from training_client import metrics, weights
 
-from nemo_moslim.training.checkpoint import best_record, list_checkpoints
+from nemo_moslim.run_folder import best_record, list_checkpoints
 
 LEVELS = {"helpfulness": 5, "honesty": 5, "harmless": 2}
 

@@ -8,7 +8,7 @@ from nemo_moslim.config import ParallelConfig
 from nemo_moslim.functional.statistics import RunningStatistics
 from nemo_moslim.models.initial_weights import load_weights, tokenizer_folder
 from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
-from nemo_moslim.training.checkpoint import is_run, resolve_checkpoint
+from nemo_moslim.run_folder import is_run, resolve_checkpoint
 
 
 def open_reward_model(path: str, parallel: ParallelConfig, precision: str) -> tuple[RewardModel, Path]:

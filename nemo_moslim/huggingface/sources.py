@@ -1,0 +1,52 @@
+"""Where first weights come from: `model.init` names a run or a Hugging Face folder."""
+
+from pathlib import Path
+
+import torch
+
+from nemo_moslim.huggingface.qwen2 import SafetensorsFolder, architecture_from_hf, load_backbone, read_config
+from nemo_moslim.models.initial_weights import RunSource, Source, sizes_of
+from nemo_moslim.models.reward_model import find_head
+from nemo_moslim.run_folder import is_run, resolve_checkpoint
+
+
+def open_source(path: str) -> Source:
+    """A run directory, one of its checkpoints, or a Hugging Face folder.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if is_run(path):
+        return RunSource(resolve_checkpoint(path))
+    if (Path(path) / "config.json").is_file():
+        return HuggingFaceSource(Path(path))
+    raise ValueError(
+        f"model.init={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)"
+    )
+
+
+class HuggingFaceSource:
+    """A Hugging Face folder as the start of a model (see models/initial_weights.py)."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = read_config(folder)
+        self.architecture = architecture_from_hf(self.config)
+        self.tokenizer_folder = folder
+
+    def sizes(self) -> dict:
+        return sizes_of(self.architecture)
+
+    def describe(self) -> str:
+        config = self.config
+        return f"{config['architectures'][0]}, {config['num_hidden_layers']} layers of {config['hidden_size']}"
+
+    def load_into(self, module: torch.nn.Module) -> None:
+        """Backbone always; the vocabulary layer where the model has one.
+
+        Raises:
+            ValueError: a language model asked to start from a folder without a vocabulary layer.
+        """
+        tensors = SafetensorsFolder(self.folder)
+        has_heads = find_head(module) is not None
+        load_backbone(module, tensors, self.architecture, skip_output=has_heads)
