@@ -139,12 +139,22 @@ class BatchConfig:
 
     global_size: int
     micro_size: int
+    group_size: int | None
     bucket_batches: int
     long_rows: str
 
     def __post_init__(self):
         _positive("batch.", self, "global_size", "micro_size", "bucket_batches")
         _one_of("batch.long_rows", self.long_rows, LONG_ROWS)
+        if self.group_size is not None:
+            _require(
+                self.group_size > 0
+                and self.group_size % self.micro_size == 0
+                and self.global_size % self.group_size == 0,
+                "batch.group_size",
+                self.group_size,
+                f"a multiple of batch.micro_size={self.micro_size} that divides batch.global_size={self.global_size}",
+            )
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Which rows make up which step: random, repeatable from the step's number alone, and little padding.
 
 The training stream is one random permutation of the rows after another. A window of `bucket_batches` global batches is
-cut from it, sorted by length into micro-batches of near-equal lengths, and these are dealt at random into global
-batches. A global batch depends on (seed, step, micro-batch size) and not on the number of ranks.
+cut from it, sorted by length into groups of near-equal lengths, and these are dealt at random into global batches.
+A group holds `group_size` rows, one or more micro-batches: with micro_size x data-parallel ranks in a group, ranks run
+rows of like length at the same time. A global batch depends on (seed, step, sizes) and not on the number of ranks.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ class TrainingBatches:
     lengths: np.ndarray
     global_size: int
     micro_size: int
+    group_size: int
     bucket_batches: int
     seed: int
     _window: tuple[int, list[np.ndarray]] | None = field(default=None, repr=False)
@@ -44,10 +46,10 @@ class TrainingBatches:
     def _deal(self, window: int) -> list[np.ndarray]:
         size = self.global_size * self.bucket_batches
         rows = self._stream(window * size, size)
-        micro_batches = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(-1, self.micro_size)
-        order = np.random.default_rng([self.seed, window, 1]).permutation(len(micro_batches))
-        per_step = self.global_size // self.micro_size
-        return [micro_batches[np.sort(order[i * per_step : (i + 1) * per_step])] for i in range(self.bucket_batches)]
+        groups = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(-1, self.group_size)
+        order = np.random.default_rng([self.seed, window, 1]).permutation(len(groups))
+        dealt = order.reshape(self.bucket_batches, -1)
+        return [groups[np.sort(chosen)].reshape(-1, self.micro_size) for chosen in dealt]
 
 
 def evaluation_batches(lengths: np.ndarray, global_size: int, micro_size: int) -> Iterator[np.ndarray]:

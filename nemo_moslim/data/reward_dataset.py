@@ -57,6 +57,11 @@ class RewardDataset:
         """Tokens per row, int64 [R]."""
         return self.rows.lengths
 
+    @property
+    def counted(self) -> int:
+        """Labelled (row, head) pairs."""
+        return int(self.label_mask.sum())
+
     def batch(self, indices: np.ndarray) -> RewardBatch:
         """Rows as one padded micro-batch; index -1 is a filler that labels nothing."""
         real = np.asarray(indices)

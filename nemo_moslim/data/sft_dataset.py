@@ -48,6 +48,12 @@ class SFTDataset:
         """Tokens per row, int64 [R]."""
         return self.rows.lengths
 
+    @property
+    def counted(self) -> int:
+        """Tokens that the loss counts."""
+        before = self.rows.prompt_lengths if self.loss_on == "answers" else np.ones_like(self.lengths)
+        return int((self.lengths - before).sum())
+
     def batch(self, indices: np.ndarray) -> TokenBatch:
         """Rows as one padded micro-batch; index -1 is a filler without loss."""
         real = np.asarray(indices)

@@ -82,8 +82,6 @@ def backbone_settings(model: ModelConfig, vocab_size: int) -> dict:
             moe_router_topk=model.experts_per_token,
             moe_ffn_hidden_size=model.expert_hidden_size or model.ffn_hidden_size,
             moe_shared_expert_intermediate_size=model.shared_expert_hidden_size,
-            moe_aux_loss_coeff=model.router_aux_loss,
-            moe_router_load_balancing_type="aux_loss",
         )
     return settings
 
@@ -93,6 +91,8 @@ def run_settings(model: ModelConfig) -> dict:
     settings = dict(
         seq_length=model.max_length, hidden_dropout=model.hidden_dropout, attention_dropout=model.attention_dropout
     )
+    if model.num_experts:
+        settings |= dict(moe_aux_loss_coeff=model.router_aux_loss, moe_router_load_balancing_type="aux_loss")
     if model.recompute:
         settings |= dict(recompute_granularity=model.recompute)
         if model.recompute == "full":
@@ -104,7 +104,6 @@ ARCHITECTURE_FIELDS = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
     "rotary_base", "layernorm_epsilon", "share_embeddings_and_output_weights", "init_method_std", "vocab_size",
     "num_moe_experts", "moe_router_topk", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size",
-    "moe_aux_loss_coeff", "moe_router_load_balancing_type",
 )  # fmt: skip
 
 

@@ -40,7 +40,9 @@ class StepDataModule(pl.LightningDataModule):
         self.data_sampler = StepSampler(
             seq_len=max_length, micro_batch_size=batch.micro_size, global_batch_size=batch.global_size, output_log=False
         )
-        self.plan = TrainingBatches(train.lengths, batch.global_size, batch.micro_size, batch.bucket_batches, seed)
+        group_size = batch.group_size or batch.micro_size
+        sizes = (batch.global_size, batch.micro_size, group_size, batch.bucket_batches)
+        self.plan = TrainingBatches(train.lengths, *sizes, seed)
 
     def validation_micro_batches(self, data_ranks: int) -> int:
         """Micro-batches of one validation pass on one rank; Lightning counts a loader's items, not global batches."""

@@ -29,7 +29,7 @@ def test_pad_length(longest, multiple, padded):
 )  # fmt: skip
 def test_every_row_comes_once_per_epoch(rows, micro, per_step, window, seed):
     """Whole windows are pieces of a stream of permutations: counts of rows never differ by more than one."""
-    plan = TrainingBatches(skewed(rows), micro * per_step, micro, window, seed)
+    plan = TrainingBatches(skewed(rows), micro * per_step, micro, micro, window, seed)
     counts = np.zeros(rows, dtype=int)
     for number in range(window):
         batch = plan.step(number)
@@ -44,16 +44,16 @@ def test_every_row_comes_once_per_epoch(rows, micro, per_step, window, seed):
 
 def test_a_step_depends_on_its_number_alone():
     lengths = skewed(100)
-    forward, backward = (TrainingBatches(lengths, 12, 4, 5, 3) for _ in range(2))
+    forward, backward = (TrainingBatches(lengths, 12, 4, 4, 5, 3) for _ in range(2))
     inorder = [forward.step(number) for number in range(23)]
     for number in reversed(range(23)):
         np.testing.assert_array_equal(backward.step(number), inorder[number])
-    other_seed = TrainingBatches(lengths, 12, 4, 5, 4)
+    other_seed = TrainingBatches(lengths, 12, 4, 4, 5, 4)
     assert any((other_seed.step(number) != inorder[number]).any() for number in range(3))
 
 
 def test_epochs_and_windows_differ_in_order():
-    plan = TrainingBatches(skewed(48), 12, 4, 2, 3)
+    plan = TrainingBatches(skewed(48), 12, 4, 4, 2, 3)
     epochs = [np.concatenate([plan.step(4 * epoch + i).flatten() for i in range(4)]) for epoch in range(2)]
     np.testing.assert_array_equal(np.sort(epochs[0]), np.arange(48))
     np.testing.assert_array_equal(np.sort(epochs[1]), np.arange(48))
@@ -63,14 +63,14 @@ def test_epochs_and_windows_differ_in_order():
 def test_lengths_of_a_step_are_not_sorted_over_training():
     """Buckets are dealt at random: the first steps are not the short ones."""
     lengths = skewed(3200)
-    plan = TrainingBatches(lengths, 32, 8, 16, 0)
+    plan = TrainingBatches(lengths, 32, 8, 8, 16, 0)
     means = [lengths[plan.step(number)].mean() for number in range(96)]
     assert abs(np.corrcoef(means, np.arange(96))[0, 1]) < 0.3
 
 
 def test_padding_is_small_on_skewed_lengths():
     lengths = skewed(4000)
-    bucketed, one_window = (TrainingBatches(lengths, 32, 8, window, 0) for window in (16, 1))
+    bucketed, one_window = (TrainingBatches(lengths, 32, 8, 8, window, 0) for window in (16, 1))
     share = padding_share(lengths, (bucketed.step(i) for i in range(64)), 8)
     assert share < 0.10
     assert padding_share(lengths, (one_window.step(i) for i in range(64)), 8) > 2 * share
@@ -103,8 +103,22 @@ def test_rank_shares_are_a_partition_of_equal_parts(micro_batches, ranks):
 
 def test_ranks_run_neighbours_in_length_at_the_same_time():
     lengths = skewed(200)
-    batch = TrainingBatches(lengths, 32, 4, 4, 0).step(0)
+    batch = TrainingBatches(lengths, 32, 4, 4, 4, 0).step(0)
     longest = [lengths[rows].max() for rows in batch]
     assert longest == sorted(longest)
     first, second = (rank_share(batch, rank, 2) for rank in range(2))
     np.testing.assert_array_equal(np.stack([first, second], 1).reshape(batch.shape), batch)
+
+
+def test_a_group_gives_ranks_rows_of_like_length():
+    """Two ranks with one micro-batch each: dealt alone their lengths differ widely, dealt in groups of both they do not."""
+    lengths = skewed(2048)
+
+    def imbalance(group_size):
+        plan = TrainingBatches(lengths, 32, 16, group_size, 16, 0)
+        longest = np.array([lengths[plan.step(step)].max(axis=1) for step in range(64)])
+        return float((longest.max(axis=1) / longest.min(axis=1)).mean())
+
+    assert imbalance(32) < 1.2 < 1.5 < imbalance(16)
+    used = np.concatenate([TrainingBatches(lengths, 32, 16, 32, 16, 0).step(step).ravel() for step in range(64)])
+    assert sorted(used) == list(range(2048))

@@ -29,6 +29,7 @@ def test_counted_labels_are_those_of_a_naive_loop(encoder, loss_on):
         assert counted[-1][1] == encoder.eos_id
     assert set(batch.loss_mask.unique().tolist()) == {0.0, 1.0}
     assert (batch.tokens[:, 1:] == batch.labels[:, :-1]).all()
+    assert dataset.counted == batch.loss_mask.sum()
 
 
 def test_hand_written_mask(encoder):
