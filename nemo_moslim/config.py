@@ -147,10 +147,9 @@ class BatchConfig:
         _positive("batch.", self, "global_size", "micro_size", "bucket_batches")
         _one_of("batch.long_rows", self.long_rows, LONG_ROWS)
         if self.group_size is not None:
+            fits = self.group_size > 0 and not self.group_size % self.micro_size
             _require(
-                self.group_size > 0
-                and self.group_size % self.micro_size == 0
-                and self.global_size % self.group_size == 0,
+                fits and not self.global_size % self.group_size,
                 "batch.group_size",
                 self.group_size,
                 f"a multiple of batch.micro_size={self.micro_size} that divides batch.global_size={self.global_size}",

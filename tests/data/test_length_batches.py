@@ -111,7 +111,7 @@ def test_ranks_run_neighbours_in_length_at_the_same_time():
 
 
 def test_a_group_gives_ranks_rows_of_like_length():
-    """Two ranks with one micro-batch each: dealt alone their lengths differ widely, dealt in groups of both they do not."""
+    """Two ranks with one micro-batch each: lengths differ widely, unless both are dealt together."""
     lengths = skewed(2048)
 
     def imbalance(group_size):

@@ -143,9 +143,8 @@ def naive_reward_step(run_dir: str, init: str, data: str, global_size: int, micr
     module, config, tokenizer = lone_module(run_dir, init)
     ratings = [json.loads(line) for line in (Path(data) / "train.jsonl").read_text().splitlines()]
     rows = encode_rows(ratings, ChatEncoder(tokenizer), 64, "raise", "train")
-    chosen = (
-        TrainingBatches(rows.lengths, global_size, micro_size, micro_size, buckets, seed=1).step(0).flatten().tolist()
-    )
+    plan = TrainingBatches(rows.lengths, global_size, micro_size, micro_size, buckets, seed=1)
+    chosen = plan.step(0).flatten().tolist()
     loss, count, kept = 0.0, 0, []
     for index in chosen:
         tokens = torch.tensor(rows.row(index)[None].astype("int64"))
@@ -176,9 +175,8 @@ def naive_sft_step(run_dir: str, init: str, data: str, global_size: int, micro_s
     examples = [json.loads(line) for line in (Path(data) / "train.jsonl").read_text().splitlines()]
     encoder = ChatEncoder(tokenizer)
     rows = encode_rows(examples, encoder, 64, "raise", "train")
-    chosen = (
-        TrainingBatches(rows.lengths, global_size, micro_size, micro_size, buckets, seed=1).step(0).flatten().tolist()
-    )
+    plan = TrainingBatches(rows.lengths, global_size, micro_size, micro_size, buckets, seed=1)
+    chosen = plan.step(0).flatten().tolist()
     loss, count = 0.0, 0
     for index in chosen:
         text = tokenizer.apply_chat_template(
