@@ -15,8 +15,8 @@ def main(config):
     from nemo_moslim.console import quiet_libraries
 
     checked = parse(config, EvaluateConfig)
+    quiet_libraries()
     if checked.task == "reward":
-        quiet_libraries()
         from nemo_moslim.evaluation.evaluate_reward import evaluate_reward
 
         evaluate_reward(checked)
