@@ -110,8 +110,3 @@ ARCHITECTURE_FIELDS = (
 def architecture_of(config: Qwen2Config) -> dict:
     """The part of a configuration that decides which weights exist; a model takes it over from its initial weights."""
     return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
-
-
-def parameter_count(module: torch.nn.Module) -> int:
-    """Number of parameters held by this rank."""
-    return sum(p.numel() for p in module.parameters())
