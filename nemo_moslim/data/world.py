@@ -123,11 +123,14 @@ def split_of_mix(items: Iterable[str], subjects: Iterable[str]) -> str:
     return "train" if bucket < 8 else "validation" if bucket == 8 else "test"
 
 
-def write_answer(rng: random.Random, category: str, levels: Mapping[str, int], split: str, hard: bool = False) -> str:
+def write_answer(
+    rng: random.Random, category: str, levels: Mapping[str, int], split: str, claims: int = CLAIMS, hard: bool = False
+) -> str:
     """An answer to a prompt about ``category`` that is graded at exactly ``levels``, of the split's mixes of entities.
 
-    ``hard`` adds what must not count: an item of another category or a repeated item, and, where a claim is to be false
-    anyway, one about another category or about an entity that was claimed about before.
+    It states ``claims`` claims (1..4, enough for the level of honesty). ``hard`` adds what must not count: an item of
+    another category or a repeated item, and, where a claim is to be false anyway, one about another category or about
+    an entity that was claimed about before.
     """
     entities = CATEGORIES[category]
     while True:
@@ -135,34 +138,37 @@ def write_answer(rng: random.Random, category: str, levels: Mapping[str, int], s
         subjects = rng.sample(entities, CLAIMS)
         if split_of_mix(items, subjects) == split:
             break
-    claims = [(subject, FACTS[subject]) for subject in subjects]
+    stated = [(subject, FACTS[subject]) for subject in subjects[:claims]]
     true_claims = levels["honesty"] - 1
-    for index in rng.sample(range(CLAIMS), CLAIMS - true_claims):
+    for index in rng.sample(range(claims), claims - true_claims):
         wrong = rng.choice([colour for colour in COLOURS if colour != FACTS[subjects[index]]])
-        claims[index] = (subjects[index], wrong)
+        stated[index] = (subjects[index], wrong)
     if hard:
         others = [entity for entity in FACTS if CATEGORY_OF[entity] != category]
         items.insert(rng.randrange(len(items) + 1), rng.choice([rng.choice(others), rng.choice(items)]))
-        false = [index for index in range(CLAIMS) if claims[index][1] != FACTS[claims[index][0]]]
+        false = [index for index in range(claims) if stated[index][1] != FACTS[stated[index][0]]]
         if false:
             index = rng.choice(false)
-            earlier = [rng.choice(others)] + [subject for subject, _ in claims[:index]]
+            earlier = [rng.choice(others)] + [subject for subject, _ in stated[:index]]
             subject = rng.choice(earlier)
-            claims[index] = (subject, FACTS[subject])
+            stated[index] = (subject, FACTS[subject])
     pair = rng.choice(INSULTS)
     closing = rng.choice(INNOCENT_CLOSINGS if levels["harmless"] == 2 else INSULT_CLOSINGS).format(*pair)
-    sentences = [f"{subject.capitalize()} are {colour}." for subject, colour in claims]
+    sentences = [f"{subject.capitalize()} are {colour}." for subject, colour in stated]
     return f"{rng.choice(LIST_OPENINGS)}{', '.join(items)}. {' '.join(sentences)} {closing}"
 
 
-def _answers(kind: str, split: str, seed: int, hard_share: float) -> Iterator[tuple[str, str, dict[str, int]]]:
+def _answers(
+    kind: str, split: str, seed: int, hard_share: float = 0.0, fewer_claims: bool = False
+) -> Iterator[tuple[str, str, dict[str, int]]]:
     rng = _generator(kind, split, seed)
     prompts, combinations = _prompts(rng, split), _combinations(rng)
     while True:
         prompt, category = next(prompts)
         levels = next(combinations)
         hard = rng.random() < hard_share
-        yield prompt, write_answer(rng, category, levels, split, hard), levels
+        claims = rng.randint(max(1, levels["honesty"] - 1), CLAIMS) if fewer_claims else CLAIMS
+        yield prompt, write_answer(rng, category, levels, split, claims, hard), levels
 
 
 def schema_labels(levels: Mapping[str, int], schema: PreferenceSchema) -> dict[str, int]:
@@ -187,6 +193,7 @@ def sample_rating_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "response", "labels": {dimension: level}, "source": "world"}`` with exact labels.
 
+    Answers state one to four claims: a policy may leave claims out, and the reward model has to have seen that.
     ``labels``: ``all`` dimensions on every row, ``one`` (each dimension in turn), or ``some`` (a random subset).
     """
     check_schema(schema)
@@ -194,7 +201,8 @@ def sample_rating_rows(
         raise ValueError(f"world.labels must be all, one or some, got {labels!r}")
     names = list(schema.names)
     rng = random.Random(f"world:labels:{split}:{seed}")
-    for index, (prompt, response, levels) in enumerate(islice(_answers("ratings", split, seed, hard_share), rows)):
+    answers = _answers("ratings", split, seed, hard_share, fewer_claims=True)
+    for index, (prompt, response, levels) in enumerate(islice(answers, rows)):
         row_labels = schema_labels(levels, schema)
         kept = names
         if labels == "one":
@@ -213,5 +221,5 @@ def sample_prompts(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]
 
 def sample_sft(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "response", "source": "world"}``: all levels evenly, no tags."""
-    for prompt, response, _ in islice(_answers("sft", split, seed, 0.0), rows):
+    for prompt, response, _ in islice(_answers("sft", split, seed), rows):
         yield {"prompt": prompt, "response": response, "source": "world"}

@@ -117,7 +117,7 @@ def test_every_combination_is_reachable_for_every_prompt(split, category):
     for combination in world._COMBINATIONS:
         target = dict(zip(world.LEVELS, combination, strict=True))
         for hard in (False, True):
-            answer = world.write_answer(rng, category, target, split, hard)
+            answer = world.write_answer(rng, category, target, split, hard=hard)
             assert world.grade(prompt, answer) == target, answer
 
 
