@@ -1,11 +1,13 @@
 """The batches that cross files, one class each, with the meaning of every field.
 
-Shapes: B rows, S sequence positions, N heads (preference dimensions), C classes (sum of all heads' levels).
+Shapes: B rows, S sequence positions, T answer positions, R answers of a step, N heads (preference dimensions),
+C classes (sum of all heads' levels).
 Rows are padded on the right; padding follows the last valid token, so causal attention never reads it.
 """
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +42,42 @@ class TokenBatch(Batch):
     tokens: Tensor  # int64 [B, S]
     labels: Tensor  # int64 [B, S]: the next token at each position
     loss_mask: Tensor  # fp32 [B, S]: 1 where the label counts (the answers, or all text), 0 on prompts and padding
+
+
+@dataclass(frozen=True)
+class PolicyBatch(Batch):
+    """Answers of the policy as a micro-batch of its update, and of the critic's; filled in from left to right."""
+
+    tokens: Tensor  # int64 [B, S]: chat template with the tagged prompt, the answer with its EOS, then padding
+    prompt_lengths: Tensor  # int64 [B]: tokens before the answer
+    response_mask: Tensor  # bool [B, T]: answer positions; a row of False fills up a batch and counts nowhere
+    rows: Tensor  # int64 [B]: index of each answer in its rollout, -1 for a filler
+    old_logprobs: Tensor  # fp32 [B, T]: under the policy before the step's first update
+    ref_logprobs: Tensor  # fp32 [B, T]: under the reference policy
+    old_values: Tensor  # fp32 [B, T]: of the critic before the step's first update; 0 where there is none
+    advantages: Tensor  # fp32 [B, T]
+    returns: Tensor  # fp32 [B, T]: what the critic learns
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The answers of one step and their rewards, the same on every rank, R = prompts x samples, grouped by prompt."""
+
+    prompts: list  # [R] text or messages, without preference tags
+    preferences: list[dict[str, int]]  # [R] asked levels
+    prompt_tokens: list[np.ndarray]  # [R] int32: the tagged prompt inside the chat template
+    plain_prompt_tokens: list[np.ndarray]  # [R] int32: the same without tags
+    answers: list[np.ndarray]  # [R] int32: sampled tokens, with EOS where the answer ended by itself
+    texts: list[str]  # [R] the answers as text
+    finished: np.ndarray  # bool [R]: False where the length limit cut the answer
+    generator_logprobs: list[np.ndarray]  # [R] fp32 per sampled token, as the generator saw them
+    groups: Tensor  # int64 [R]: answers to the same prompt with the same tags
+    rewards: Tensor  # fp32 [R]: Eq. 11
+    parts: Tensor  # fp32 [R, N]: what each dimension adds to the reward
+    obtained: Tensor  # int64 [R, N]: the level that the reward model finds most likely
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
 def position_ids(tokens: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ import torch
 
 from nemo_moslim.huggingface.qwen2 import SafetensorsFolder, architecture_from_hf, load_backbone, read_config
 from nemo_moslim.models.initial_weights import RunSource, Source, sizes_of
-from nemo_moslim.models.reward_model import find_head
+from nemo_moslim.models.token_head import find_head
 from nemo_moslim.run_folder import is_run, resolve_checkpoint
 
 
-def open_source(path: str) -> Source:
-    """A run directory, one of its checkpoints, or a Hugging Face folder.
+def open_source(path: str, key: str = "model.init") -> Source:
+    """A run directory, one of its checkpoints, or a Hugging Face folder; `key` is the setting that named it.
 
     Raises:
         ValueError: it is neither.
@@ -20,9 +20,7 @@ def open_source(path: str) -> Source:
         return RunSource(resolve_checkpoint(path))
     if (Path(path) / "config.json").is_file():
         return HuggingFaceSource(Path(path))
-    raise ValueError(
-        f"model.init={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)"
-    )
+    raise ValueError(f"{key}={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)")
 
 
 class HuggingFaceSource:
@@ -32,6 +30,7 @@ class HuggingFaceSource:
         self.folder = folder
         self.config = read_config(folder)
         self.architecture = architecture_from_hf(self.config)
+        self.max_length = self.config["max_position_embeddings"]
         self.tokenizer_folder = folder
 
     def sizes(self) -> dict:

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 
 from nemo_moslim.models.backbone import architecture_of
-from nemo_moslim.models.reward_model import PreferenceHead
+from nemo_moslim.models.token_head import find_head
 
 SIZES = {
     "num_layers": "num_layers",
@@ -25,6 +25,7 @@ class Source(Protocol):
     """A place that gives an architecture, its weights and its tokenizer."""
 
     architecture: dict
+    max_length: int
     tokenizer_folder: Path
 
     def sizes(self) -> dict:
@@ -62,6 +63,7 @@ class RunSource:
         self.checkpoint = checkpoint
         self.config = io.load_context(checkpoint / "context", subpath="model.config")
         self.architecture = architecture_of(self.config)
+        self.max_length = self.config.seq_length
         self.tokenizer_folder = tokenizer_folder(checkpoint)
 
     def sizes(self) -> dict:
@@ -73,12 +75,12 @@ class RunSource:
     def load_into(self, module: torch.nn.Module) -> None:
         """Backbone weights only where the checkpoint and the model differ in their last layer.
 
-        A vocabulary layer is never read into a reward model's heads; heads are never read into a vocabulary layer.
+        A vocabulary layer is never read into the head of a reward model or critic, nor the other way round.
 
         Raises:
             ValueError: a language model asked to start from a reward model, which has no vocabulary layer.
         """
-        has_heads = any(isinstance(m, PreferenceHead) for m in module.modules())
+        has_heads = find_head(module) is not None
         from_heads = hasattr(self.config, "preferences")
         if from_heads and not has_heads and module.post_process:
             raise ValueError(

@@ -1,14 +1,21 @@
-"""The language model: SFT trains it, and it is the policy that reinforcement learning starts from."""
+"""The language model: SFT trains it, and it is the policy that reinforcement learning starts from.
+
+Shapes: B rows, S sequence positions, T answer positions, H hidden size.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from megatron.core.utils import unwrap_model
 from torch import Tensor
 
-from nemo_moslim.batches import TokenBatch, position_ids
+from nemo_moslim.batches import PolicyBatch, TokenBatch, position_ids
 from nemo_moslim.models.backbone import BackboneConfig
 from nemo_moslim.models.summed_loss import SummedLossModel, next_batch
+from nemo_moslim.parallel.vocab_parallel import vocab_parallel_logprobs
 
 
 def language_model_step(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
@@ -39,3 +46,47 @@ class PolicyModel(SummedLossModel):
         """Mean loss per counted token (nats) and the number of counted tokens."""
         loss_sum, count = sums.tolist()
         return {"loss": loss_sum / max(count, 1.0), "counted_tokens": count}
+
+
+def hidden_states_step(model: torch.nn.Module, batch: PolicyBatch) -> Tensor:
+    """Forward step of reinforcement learning: final hidden states [S (or its share), B, H] on the last pipeline stage.
+
+    The vocabulary layer is left to `answer_logprobs`, which needs it at the answers' positions alone.
+    """
+    core = unwrap_model(model)
+    has_output = core.post_process
+    core.post_process = False  # megatron-core's model then returns what it would feed to its vocabulary layer
+    try:
+        return model(batch.tokens, position_ids(batch.tokens), attention_mask=None)
+    finally:
+        core.post_process = has_output
+
+
+def answer_logprobs(
+    model: torch.nn.Module, hidden: Tensor, batch: PolicyBatch, vocab_size: int, temperature: float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """log p of the answers' tokens and entropy of the distributions they were drawn from, on the last pipeline stage.
+
+    Returns:
+        Two fp32 tensors [B, T] with gradients; 0 outside the answers.
+    """
+    core = unwrap_model(model)
+    if core.config.sequence_parallel:
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
+    else:
+        hidden = copy_to_tensor_model_parallel_region(hidden)
+    rows, places = batch.response_mask.nonzero(as_tuple=True)
+    before = batch.prompt_lengths[rows] + places - 1  # the position that predicts the token
+    shared = core.share_embeddings_and_output_weights
+    weight = core.shared_embedding_or_output_weight() if shared else core.output_layer.weight
+    logprobs, entropy = vocab_parallel_logprobs(
+        hidden[before, rows],
+        weight,
+        batch.tokens[rows, before + 1],
+        vocab_size=vocab_size,
+        temperature=temperature,
+        chunk=chunk,
+        group=parallel_state.get_tensor_model_parallel_group(),
+    )
+    empty = hidden.new_zeros(batch.response_mask.shape, dtype=torch.float32)
+    return empty.index_put((rows, places), logprobs), empty.index_put((rows, places), entropy)

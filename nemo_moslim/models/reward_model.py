@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor, nn
 
 from nemo_moslim.batches import RewardBatch, position_ids
@@ -27,32 +25,17 @@ from nemo_moslim.functional.statistics import (
 )
 from nemo_moslim.models.backbone import BackboneConfig
 from nemo_moslim.models.summed_loss import SummedLossModel, next_batch
+from nemo_moslim.models.token_head import TokenHead, find_head
 from nemo_moslim.preferences import PreferenceSchema
 
 
-class PreferenceHead(nn.Module):
-    """The model's `output_layer`: fp32 logits [S, B, C], and the statistics of their probabilities.
-
-    The weight is replicated over tensor-parallel ranks. Under sequence parallelism each rank computes its share of the
-    positions and the logits are gathered; the loss that follows is the same on all ranks, so their gradient is split
-    and not summed. Casts of the model (bf16) leave weight and statistics in fp32.
-    """
+class PreferenceHead(TokenHead):
+    """All heads' logits side by side, fp32 [S, B, C], and the statistics of their probabilities."""
 
     def __init__(self, hidden_size: int, classes: int, init_std: float, seed: int, sequence_parallel: bool):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)  # the same head in every layout
-        self.weight = nn.Parameter(torch.empty(classes, hidden_size).normal_(0.0, init_std, generator=generator))
-        self.weight.sequence_parallel = sequence_parallel
-        self.sequence_parallel = sequence_parallel
+        super().__init__(hidden_size, classes, init_std, seed, sequence_parallel)
         for name, values in empty_statistics(classes)._asdict().items():
             self.register_buffer(f"statistics_{name}", values)
-
-    def forward(self, hidden: Tensor, weight=None, runtime_gather_output=None) -> tuple[Tensor, None]:
-        """`hidden` [S (or its share), B, H]; the other arguments are those of the vocabulary layer it stands for."""
-        logits = F.linear(hidden.float(), self.weight)
-        if self.sequence_parallel:
-            logits = gather_from_sequence_parallel_region(logits, tensor_parallel_output_grad=False)
-        return logits, None
 
     @property
     def statistics(self) -> RunningStatistics:
@@ -63,13 +46,6 @@ class PreferenceHead(nn.Module):
         """Overwrite the buffers in place."""
         for name, values in state._asdict().items():
             getattr(self, f"statistics_{name}").copy_(values)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)
 
 
 def reward_model_step(model: nn.Module, batch: RewardBatch) -> Tensor:
@@ -208,11 +184,6 @@ def macro_f1(confusion: Tensor) -> float:
     hits, labels, predictions = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     present = labels + predictions > 0
     return float((2 * hits / (labels + predictions).clamp(min=1))[present].mean())
-
-
-def find_head(model: nn.Module) -> PreferenceHead | None:
-    """The heads inside a (wrapped) model; None on a pipeline stage without them."""
-    return next((m for m in model.modules() if isinstance(m, PreferenceHead)), None)
 
 
 def mapping_statistics(head: PreferenceHead, config: RewardModelConfig) -> tuple[Tensor, Tensor]:

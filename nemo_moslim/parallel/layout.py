@@ -1,12 +1,13 @@
 """Where this rank stands in the layout, and the few collectives that losses and telemetry need."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_moslim.config import ModelConfig, ParallelConfig
+from nemo_moslim.config import ModelConfig, ParallelConfig, PolicyBatchConfig
 
 
 def world_size() -> int:
@@ -76,6 +77,28 @@ def check_layout(parallel: ParallelConfig, model: ModelConfig, global_size: int,
             )
 
 
+def check_policy_layout(parallel: ParallelConfig, batch: PolicyBatchConfig, ranks: int) -> None:
+    """Refuse what policy training cannot run, naming the key and a value that can.
+
+    Raises:
+        ValueError: sizes that the data-parallel ranks do not divide, or a kind of parallelism that is not supported.
+    """
+    replicas = data_parallel_size(parallel, ranks)
+    if parallel.virtual_pipeline or parallel.context > 1:
+        raise ValueError(
+            "policy training runs with tensor, pipeline, expert, sequence and data parallelism: set "
+            "parallel.virtual_pipeline=null and parallel.context=1"
+        )
+    for key, value in (
+        ("batch.prompts", batch.prompts),
+        ("batch.mini_size / batch.micro_size", batch.mini_size // batch.micro_size),
+    ):
+        if value % replicas:
+            raise ValueError(
+                f"{key}={value} is no multiple of the {replicas} data-parallel ranks: change it, or the ranks"
+            )
+
+
 def initialize(parallel: ParallelConfig, seed: int) -> None:
     """Process groups and seeds outside NeMo's Trainer; a single process needs no launcher.
 
@@ -110,6 +133,31 @@ def sum_over_data_ranks(values: Tensor) -> Tensor:
 
     dist.all_reduce(values, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     return values
+
+
+def maximum_over_data_ranks(values: Tensor) -> Tensor:
+    """All-reduced maximum over the data-parallel (and context-parallel) ranks, in place."""
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX, group=group)
+    return values
+
+
+def gather_over_data_ranks(item: Any) -> list[Any]:
+    """Python objects of all data-parallel ranks, in order of rank, on each of them."""
+    from megatron.core import parallel_state
+
+    items = [None] * parallel_state.get_data_parallel_world_size()
+    dist.all_gather_object(items, item, group=parallel_state.get_data_parallel_group_gloo())
+    return items
+
+
+def data_parallel_place() -> tuple[int, int]:
+    """This rank's number among the data-parallel ranks, and how many there are."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
 
 def from_last_stage(values: Tensor) -> Tensor:

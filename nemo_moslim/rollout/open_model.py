@@ -1,13 +1,26 @@
-"""A trained reward model for inference, from a run or a Hugging Face folder, in the layout of this launch."""
+"""Models from a run or a Hugging Face folder, in the layout of this launch, outside NeMo's Trainer."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from nemo_moslim.config import ParallelConfig
 from nemo_moslim.functional.statistics import RunningStatistics
+from nemo_moslim.huggingface.qwen2 import (
+    SETTINGS_KEY,
+    SafetensorsFolder,
+    architecture_from_hf,
+    load_backbone,
+    read_config,
+)
+from nemo_moslim.huggingface.sources import open_source
+from nemo_moslim.models.backbone import BackboneConfig
+from nemo_moslim.models.critic import CriticConfig, CriticModel
 from nemo_moslim.models.initial_weights import load_weights, tokenizer_folder
+from nemo_moslim.models.policy import PolicyConfig, PolicyModel
 from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
+from nemo_moslim.models.summed_loss import SummedLossModel
 from nemo_moslim.run_folder import is_run, resolve_checkpoint
 
 
@@ -27,17 +40,54 @@ def open_reward_model(path: str, parallel: ParallelConfig, precision: str) -> tu
         config, tokenizer, fill = _from_hugging_face(Path(path))
     else:
         raise ValueError(f"run={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)")
-    place_on_layout(config, parallel, precision)
-    model = RewardModel(config)
+    return built(RewardModel(config), fill, parallel, precision), tokenizer
+
+
+def open_policy(path: str, parallel: ParallelConfig, precision: str, key: str = "policy") -> tuple[PolicyModel, Path]:
+    """A language model with this rank's weights, in evaluation mode, and the folder of its tokenizer.
+
+    Raises:
+        ValueError: as `open_reward_model`; `key` is the setting that named the path.
+    """
+    source = open_source(path, key)
+    if getattr(source.config, "preferences", None) or (
+        isinstance(source.config, dict) and SETTINGS_KEY in source.config
+    ):
+        raise ValueError(f"{key}={path}: a reward model, where a language model is expected")
+    config = PolicyConfig(**source.architecture, seq_length=source.max_length)
+    model = PolicyModel(config, tokenizer=nemo_tokenizer(source.tokenizer_folder))
+    return built(model, source.load_into, parallel, precision), Path(source.tokenizer_folder)
+
+
+def open_critic(reward: str, tokenizer: Path, parallel: ParallelConfig, precision: str, seed: int) -> CriticModel:
+    """A critic on the backbone of a reward model, its value head fresh."""
+    source = open_source(reward, "reward")
+    architecture = {**source.architecture, "share_embeddings_and_output_weights": False}
+    config = CriticConfig(**architecture, seq_length=source.max_length, head_seed=seed)
+    return built(CriticModel(config, tokenizer=nemo_tokenizer(tokenizer)), source.load_into, parallel, precision)
+
+
+def built(
+    model: SummedLossModel, fill: Callable[[torch.nn.Module], None], parallel: ParallelConfig, precision: str
+) -> SummedLossModel:
+    """The model's module made in the layout of this launch and filled; in evaluation mode, on the device."""
+    place_on_layout(model.config, parallel, precision)
     model.load_initial_weights = fill
     model.configure_model()
     if precision != "fp32":
         model.module.bfloat16()
     model.module.cuda().eval()
-    return model, tokenizer
+    return model
 
 
-def place_on_layout(config: RewardModelConfig, parallel: ParallelConfig, precision: str) -> None:
+def nemo_tokenizer(folder: str | Path):
+    """NeMo's wrapper, so that the tokenizer travels in the checkpoint's context/."""
+    from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
+
+    return AutoTokenizer(str(folder))
+
+
+def place_on_layout(config: BackboneConfig, parallel: ParallelConfig, precision: str) -> None:
     """Set what NeMo's strategy would set from its layout and precision.
 
     Raises:
@@ -72,14 +122,6 @@ def _from_run(checkpoint: Path):
 
 
 def _from_hugging_face(folder: Path):
-    from nemo_moslim.huggingface.qwen2 import (
-        SETTINGS_KEY,
-        SafetensorsFolder,
-        architecture_from_hf,
-        load_backbone,
-        read_config,
-    )
-
     hf = read_config(folder)
     settings = hf.get(SETTINGS_KEY)
     if not settings:

@@ -1,20 +1,36 @@
-"""Forward passes of a reward model over many rows, in any layout: probabilities for evaluation and for rewards."""
+"""Forward passes over many rows, in any layout; the reward model's probabilities and the rewards they map to.
 
-from collections.abc import Callable, Iterator
+Shapes: R rows, N heads (preference dimensions), C classes (the sum of all heads' levels).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nemo_moslim.config import BatchConfig
+from nemo_moslim.data.chat import ChatEncoder, Prompt, load_tokenizer
 from nemo_moslim.data.length_batches import evaluation_batches, rank_share
 from nemo_moslim.data.reward_dataset import RewardDataset
 from nemo_moslim.functional.classification import probabilities
-from nemo_moslim.models.reward_model import RewardModel, answer_logits, reward_model_step, reward_sums
+from nemo_moslim.functional.reward_mapping import map_rewards
+from nemo_moslim.models.reward_model import (
+    RewardModel,
+    answer_logits,
+    mapping_statistics,
+    reward_model_step,
+    reward_sums,
+)
+from nemo_moslim.models.summed_loss import SummedLossModel
 from nemo_moslim.parallel.layout import from_last_stage, sum_over_data_ranks
+from nemo_moslim.preferences import PreferenceSchema
 
 
-def unwrapped(model: RewardModel) -> torch.nn.Module:
+def unwrapped(model: SummedLossModel) -> torch.nn.Module:
     """The megatron module inside NeMo's model and the wrappers of precision and data parallelism."""
     module = model.module
     while hasattr(module, "module"):
@@ -23,9 +39,13 @@ def unwrapped(model: RewardModel) -> torch.nn.Module:
 
 
 def forward_micro_batches(
-    module: torch.nn.Module, micro_batches: list, collect: Callable[[object, Tensor], dict], max_length: int
+    module: torch.nn.Module,
+    micro_batches: list,
+    collect: Callable[[object, Tensor], dict],
+    max_length: int,
+    forward: Callable[[torch.nn.Module, object], Tensor] = reward_model_step,
 ) -> list[dict]:
-    """Run micro-batches through megatron-core's forward-only schedule.
+    """Run micro-batches through megatron-core's forward-only schedule; `forward` is the model's forward step.
 
     Returns:
         On the last pipeline stage, `collect(batch, output)` of every micro-batch, in order; elsewhere an empty list.
@@ -34,7 +54,7 @@ def forward_micro_batches(
 
     def step(iterator: Iterator, stage: torch.nn.Module):
         batch = next(iterator).to_device()
-        output = reward_model_step(stage, batch)
+        output = forward(stage, batch)
 
         def keep(output: Tensor, non_loss_data: bool = False):
             return collect(batch, output)
@@ -95,3 +115,80 @@ def score_rows(model: RewardModel, dataset: RewardDataset, micro_size: int) -> T
             real = torch.from_numpy(rows >= 0)
             scores[torch.from_numpy(rows)[real]] = kept["p"][real].float()
     return from_last_stage(sum_over_data_ranks(scores))
+
+
+class Scores(NamedTuple):
+    """What a reward model makes of R answers, the same on every rank."""
+
+    rewards: Tensor  # fp32 [R]: Eq. 11; 0 for a prompt that asks for nothing
+    parts: Tensor  # fp32 [R, N]: what each dimension adds
+    obtained: Tensor  # int64 [R, N]: the most likely level of each head, 1-based
+
+
+class Scorer(Protocol):
+    """What the rollout needs of a reward model; one in another process can stand behind it."""
+
+    schema: PreferenceSchema
+
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
+    ) -> Scores:
+        """Rewards of answers; prompts carry no preference tags. Every rank passes all rows."""
+
+
+class LocalScorer:
+    """A reward model on this launch's ranks; it brings its own tokenizer and chat template."""
+
+    def __init__(self, model: RewardModel, tokenizer: Path, normalize: str, micro_size: int, offload: bool):
+        """
+        Raises:
+            ValueError: a deviation of Eq. 11 is under the model's floor, or was never measured.
+        """
+        self.model, self.normalize, self.micro_size, self.offload = model, normalize, micro_size, offload
+        self.schema = model.config.schema
+        self.encoder = ChatEncoder(load_tokenizer(tokenizer))
+        self.average, self.deviation = self._statistics()
+        if offload:
+            unwrapped(model).cpu()
+
+    def _statistics(self) -> Tensor:
+        from megatron.core import parallel_state
+
+        statistics = torch.zeros(2, self.schema.num_classes, device="cuda")
+        if parallel_state.is_pipeline_last_stage():
+            statistics = torch.stack(mapping_statistics(self.model.head, self.model.config)).contiguous()
+        return from_last_stage(statistics)
+
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
+    ) -> Scores:
+        """See `Scorer`; rows over the model's length lose text on the left."""
+        config = self.model.config
+        rows = [dict(prompt=p, response=r, labels={}) for p, r in zip(prompts, responses, strict=True)]
+        multiple = 8 * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
+        dataset = RewardDataset.build(
+            rows, self.schema, self.encoder, config.seq_length, "cut_response", multiple, origin="rollout"
+        )
+        with on_device(unwrapped(self.model), self.offload):
+            p = score_rows(self.model, dataset, self.micro_size)
+        asked = asked_levels(preferences, self.schema).to(p.device)
+        rewards, parts = map_rewards(p, asked, self.average, self.deviation, config.levels, self.normalize)
+        obtained = torch.stack([head.argmax(-1) + 1 for head in p.split(config.levels, -1)], -1)
+        return Scores(rewards, parts, obtained)
+
+
+@contextlib.contextmanager
+def on_device(module: torch.nn.Module, offloaded: bool) -> Iterator[None]:
+    """A model that lives on the host is on the device inside the block."""
+    if offloaded:
+        module.cuda()
+    yield
+    if offloaded:
+        module.cpu()
+
+
+def asked_levels(preferences: Sequence[dict[str, int]], schema: PreferenceSchema) -> Tensor:
+    """int64 [R, N]: 1-based levels in the schema's order, 0 where a dimension is not asked for."""
+    return torch.tensor([[row.get(name, 0) for name in schema.names] for row in preferences]).view(
+        -1, len(schema.names)
+    )

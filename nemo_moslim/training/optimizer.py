@@ -64,9 +64,9 @@ def is_fp32(name: str, parameter: torch.nn.Parameter) -> bool:
     return parameter.dtype == torch.float32
 
 
-def optimizer_module(config: OptimizerConfig, max_steps: int, precision: str) -> MegatronOptimizerModule:
-    """AdamW over megatron-core's (distributed) optimizer."""
-    megatron = MegatronOptimizerConfig(
+def megatron_optimizer_config(config: OptimizerConfig, precision: str) -> MegatronOptimizerConfig:
+    """AdamW in megatron-core's terms."""
+    return MegatronOptimizerConfig(
         optimizer="adam",
         lr=config.lr,
         min_lr=config.min_lr,
@@ -79,6 +79,11 @@ def optimizer_module(config: OptimizerConfig, max_steps: int, precision: str) ->
         bf16=precision != "fp32",
         params_dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
     )
+
+
+def optimizer_module(config: OptimizerConfig, max_steps: int, precision: str) -> MegatronOptimizerModule:
+    """AdamW over megatron-core's (distributed) optimizer."""
+    megatron = megatron_optimizer_config(config, precision)
     schedule = WarmupDecaySchedule(config.schedule, config.warmup_steps, config.min_lr / config.lr, max_steps)
     if precision == "fp32":
         return MegatronOptimizerModule(megatron, schedule, no_weight_decay_cond=no_weight_decay)

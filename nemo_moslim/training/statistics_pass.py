@@ -9,7 +9,7 @@ from nemo_moslim.config import BatchConfig
 from nemo_moslim.data.reward_dataset import RewardDataset
 from nemo_moslim.functional.statistics import Moments, empty_statistics, exact_update
 from nemo_moslim.models.initial_weights import load_weights, save_weights
-from nemo_moslim.models.reward_model import find_head
+from nemo_moslim.models.token_head import find_head
 from nemo_moslim.parallel.layout import is_rank_zero
 from nemo_moslim.rollout.score import unwrapped, validation_sums
 from nemo_moslim.run_folder import UNFINISHED, best_record, checkpoints_folder, mark_best, resolve_checkpoint

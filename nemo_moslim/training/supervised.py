@@ -37,6 +37,7 @@ from nemo_moslim.parallel.layout import (
     world_size,
 )
 from nemo_moslim.preferences import PreferenceSchema
+from nemo_moslim.rollout.open_model import nemo_tokenizer
 from nemo_moslim.run_folder import list_checkpoints, write_atomically
 from nemo_moslim.training.checkpoint import RunCheckpoint, StopOnSignal
 from nemo_moslim.training.data_module import StepDataModule
@@ -215,13 +216,6 @@ class _Setup:
         )
         if resumable:
             print(f"resuming from {resumable[-1]}", flush=True)
-
-
-def nemo_tokenizer(folder: str):
-    """NeMo's wrapper, so that the tokenizer travels in the checkpoint's context/."""
-    from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
-
-    return AutoTokenizer(folder)
 
 
 def precision_plugin(precision: str, fp8_recipe: str) -> nl.MegatronMixedPrecision:

@@ -1,0 +1,159 @@
+"""Losses of the online algorithms: PPO's clipped policy and value loss, DPO's loss on pairs.
+
+Shapes: B rows (answers), T response positions, P pairs. A mask [B, T] is True on the answer's tokens, its EOS included;
+a row without any True is filler. What stands at masked positions is never read: NaN there changes no value or gradient.
+
+Every loss and metric is a sum over valid positions, so sums of micro-batches and ranks add up; the caller all-reduces
+and divides by the global "count". The one exception is named: "ratio_deviation" is a maximum. Metrics are detached
+fp32 scalars.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def clipped_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_ratio: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped surrogate, negated (Schulman et al. 2017, Eq. 7; MOSLIM Eq. 12).
+
+    ratio_t = exp(logprobs_t - old_logprobs_t)
+    loss = -sum_t min(ratio_t * A_t, clip(ratio_t, 1 - clip_ratio, 1 + clip_ratio) * A_t)
+
+    Args:
+        logprobs: [B, T] of the sampled tokens under the policy that is trained.
+        old_logprobs: [B, T] under the policy that sampled them; a constant.
+        advantages: [B, T]; a constant.
+        mask: [B, T] bool.
+        clip_ratio: above 0.
+
+    Returns:
+        loss: fp32 scalar, a sum; the gradient reaches `logprobs` only.
+        metrics:
+            count: valid positions.
+            clipped: positions where clipping lowered the objective; their gradient is 0.
+            ratio: sum of ratio.
+            ratio_deviation: the MAXIMUM of |ratio - 1|, 0 without a valid position. Reduce it with max.
+            approx_kl: sum of (ratio - 1) - log ratio, the k3 estimate of KL(old || new) (Schulman 2020,
+                "Approximating KL divergence"); never negative.
+
+    Raises:
+        ValueError: shapes or the mask do not fit, `clip_ratio` is not above 0.
+    """
+    _check_inputs(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    _check_positive("clip_ratio", clip_ratio)
+    log_ratio = _inside(logprobs, mask) - _inside(old_logprobs.detach(), mask)  # 0 outside the mask
+    advantages = _inside(advantages.detach(), mask)
+    ratio = log_ratio.exp()
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1.0 - clip_ratio, 1.0 + clip_ratio) * advantages
+    loss = -torch.minimum(unclipped, clipped).sum()
+
+    log_ratio = log_ratio.detach()
+    deviation = log_ratio.expm1()  # ratio - 1, without its rounding where the ratio is near 1
+    return loss, {
+        "count": mask.sum().float(),
+        "clipped": (clipped < unclipped).sum().float(),
+        "ratio": _inside(ratio.detach(), mask).sum(),
+        "ratio_deviation": deviation.abs().amax() if mask.numel() else deviation.sum(),
+        "approx_kl": (deviation - log_ratio).sum(),
+    }
+
+
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, value_clip: float | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of the critic, with the estimate kept near the old one (as in PPO's reference implementation).
+
+    loss = 0.5 * sum_t max((V_t - R_t)^2, (clip(V_t, V_old_t - value_clip, V_old_t + value_clip) - R_t)^2)
+
+    Args:
+        values: [B, T] of the critic that is trained.
+        old_values: [B, T] that the returns were computed with; a constant.
+        returns: [B, T]; a constant.
+        mask: [B, T] bool.
+        value_clip: above 0, or None for the plain squared error.
+
+    Returns:
+        loss: fp32 scalar, a sum; the gradient reaches `values` only.
+        metrics:
+            count: valid positions.
+            value_clipped: positions where clipping raised the loss; their gradient is 0.
+            value_error: sum of (V - R)^2, without clipping.
+            returns, returns_squared: sums of R and R^2. Explained variance is
+                1 - value_error / (returns_squared - returns^2 / count), all summed globally first.
+
+    Raises:
+        ValueError: shapes or the mask do not fit, `value_clip` is not above 0.
+    """
+    _check_inputs(mask, values=values, old_values=old_values, returns=returns)
+    values, returns = _inside(values, mask), _inside(returns.detach(), mask)
+    unclipped = clipped = (values - returns).square()
+    if value_clip is not None:
+        _check_positive("value_clip", value_clip)
+        old_values = _inside(old_values.detach(), mask)
+        # Bounds on V itself, not old + clip(V - old): inside them V is returned as it is, without rounding.
+        clipped = (values.clamp(old_values - value_clip, old_values + value_clip) - returns).square()
+    return 0.5 * torch.maximum(unclipped, clipped).sum(), {
+        "count": mask.sum().float(),
+        "value_clipped": (clipped > unclipped).sum().float(),
+        "value_error": unclipped.detach().sum(),
+        "returns": returns.sum(),
+        "returns_squared": returns.square().sum(),
+    }
+
+
+def dpo_loss(
+    chosen_logratios: Tensor, rejected_logratios: Tensor, valid: Tensor, beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """DPO's loss on pairs (Rafailov et al. 2023, Eq. 7).
+
+    margin = beta * (chosen_logratio - rejected_logratio),  loss = -sum log sigmoid(margin)
+
+    Args:
+        chosen_logratios: [P], sum over the better answer's tokens of logprobs - ref_logprobs.
+        rejected_logratios: [P], the same of the worse answer.
+        valid: [P] bool, False for pairs that do not count (ties, filler).
+        beta: above 0.
+
+    Returns:
+        loss: fp32 scalar, a sum.
+        metrics:
+            count: valid pairs.
+            accuracy: valid pairs whose implicit reward beta * logratio is higher for the chosen answer.
+            margin: sum of margin.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, `beta` is not above 0.
+    """
+    if valid.ndim != 1 or valid.dtype != torch.bool:
+        raise ValueError(f"valid: expected bool [P], got {valid.dtype} {list(valid.shape)}")
+    for name, value in (("chosen_logratios", chosen_logratios), ("rejected_logratios", rejected_logratios)):
+        if value.shape != valid.shape:
+            raise ValueError(f"{name}: expected shape {list(valid.shape)}, got {list(value.shape)}")
+    _check_positive("beta", beta)
+    margin = beta * (_inside(chosen_logratios, valid) - _inside(rejected_logratios, valid))  # 0 where not valid
+    loss = -_inside(F.logsigmoid(margin), valid).sum()
+    margin = margin.detach()
+    return loss, {"count": valid.sum().float(), "accuracy": (margin > 0).sum().float(), "margin": margin.sum()}
+
+
+def _inside(x: Tensor, mask: Tensor) -> Tensor:
+    """x in fp32 with 0 outside the mask, in value and gradient."""
+    return x.float().masked_fill(~mask, 0.0)
+
+
+def _check_inputs(mask: Tensor, **tensors: Tensor) -> None:
+    if mask.ndim != 2 or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected bool [B, T], got {mask.dtype} {list(mask.shape)}")
+    for name, value in tensors.items():
+        if value.shape != mask.shape:
+            raise ValueError(f"{name}: expected the mask's shape {list(mask.shape)}, got {list(value.shape)}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name}: expected a number above 0, got {value}")

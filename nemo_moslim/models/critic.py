@@ -1,0 +1,61 @@
+"""The critic of PPO: a value per token, on the reward model's backbone. It reads the prompt with its preference tags.
+
+Shapes: B rows, S sequence positions, T answer positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemo_moslim.batches import PolicyBatch, position_ids
+from nemo_moslim.models.backbone import BackboneConfig
+from nemo_moslim.models.summed_loss import SummedLossModel, next_batch
+from nemo_moslim.models.token_head import TokenHead
+
+
+def critic_step(model: torch.nn.Module, batch: PolicyBatch) -> Tensor:
+    """Forward step: values fp32 [B, S, 1] on the last pipeline stage."""
+    return model(batch.tokens, position_ids(batch.tokens), attention_mask=None)
+
+
+def answer_values(output: Tensor, batch: PolicyBatch) -> Tensor:
+    """Values before each answer token is drawn, from [B, S, 1] to fp32 [B, T]; 0 outside the answers."""
+    places = torch.arange(batch.response_mask.shape[1], device=output.device)
+    before = (batch.prompt_lengths[:, None] - 1 + places).clamp(max=output.shape[1] - 1)
+    return output[..., 0].gather(1, before).masked_fill(~batch.response_mask, 0.0)
+
+
+@dataclass
+class CriticConfig(BackboneConfig):
+    """Backbone and one output."""
+
+    head_seed: int = 1
+    share_embeddings_and_output_weights: bool = False
+    data_step_fn: Callable = next_batch
+    forward_step_fn: Callable = critic_step
+
+    def configure_model(self, tokenizer, pre_process=None, post_process=None, vp_stage=None):
+        """This rank's part of the model; on the last stage the value takes the place of the vocabulary layer."""
+        model = super().configure_model(tokenizer, pre_process, post_process, vp_stage)
+        if model.post_process:
+            model.output_layer = TokenHead(
+                self.hidden_size, 1, self.init_method_std, self.head_seed, self.sequence_parallel
+            )
+        return model
+
+
+class CriticModel(SummedLossModel):
+    """NeMo model class of the critic, trained by `training/rl_loop.py` alone."""
+
+    config: CriticConfig
+    sums_size = 2
+
+    def loss_terms(self, batch, output):
+        """Not used: PPO's value loss is in training/ppo.py."""
+        raise NotImplementedError("the critic is trained by PPO, not by NeMo's Trainer")
+
+    def metrics(self, sums):
+        """Not used, like `loss_terms`."""
+        raise NotImplementedError("the critic is trained by PPO, not by NeMo's Trainer")

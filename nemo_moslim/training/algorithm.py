@@ -1,0 +1,48 @@
+"""What online algorithms have in common, and the little in which they differ.
+
+Shapes: B rows of a micro-batch, T answer positions, R answers of a step.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.functional.advantages import token_kl
+from nemo_moslim.parallel.layout import sum_over_data_ranks
+
+
+class Algorithm(Protocol):
+    """An online algorithm; `training/rl_loop.py` runs it."""
+
+    samples: int  # answers per prompt
+    epochs: int  # passes over a step's answers
+    uses_critic: bool
+    unit: int  # rows that stay together in a micro-batch
+    metric_names: tuple[str, ...]  # of `loss`
+
+    def choose(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on, in units, and which rows of the rollout count: int64 [n], bool [R]."""
+
+    def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
+        """Batches with advantages and returns, from rewards and log-probabilities; metrics of the step."""
+
+    def loss(self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss sum, count, sums of the metrics; logprobs and entropy fp32 [B, T] with gradients."""
+
+
+def all_rows(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+    """Every answer is trained on."""
+    return np.arange(len(rollout)), np.ones(len(rollout), dtype=bool)
+
+
+def answer_kl(rollout: Rollout, batches: Sequence[PolicyBatch]) -> Tensor:
+    """KL to the reference summed over each answer (k1), on every rank: fp32 [R]."""
+    sums = torch.zeros(len(rollout))
+    for batch in batches:
+        kl = token_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask).sum(-1)
+        sums.index_add_(0, batch.rows, kl)
+    return sum_over_data_ranks(sums)

@@ -1,0 +1,304 @@
+"""The loop of all online algorithms: sample, score, log-probabilities, prepare, update, log, save.
+
+Policy, reference, critic and reward model share the ranks of one launch. Between phases everything lies on the host;
+which answers there are, and how they are dealt into updates, is the same in every layout.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.clock import Clock
+from nemo_moslim.config import PolicyTrainingConfig
+from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
+from nemo_moslim.models.critic import answer_values, critic_step
+from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
+from nemo_moslim.parallel.layout import (
+    any_rank,
+    data_parallel_place,
+    from_last_stage,
+    is_rank_zero,
+    sum_over_data_ranks,
+)
+from nemo_moslim.rollout.collect import Collector
+from nemo_moslim.rollout.score import forward_micro_batches
+from nemo_moslim.run_folder import list_checkpoints
+from nemo_moslim.training.algorithm import Algorithm, answer_kl
+from nemo_moslim.training.rl_batches import deal, policy_batch, with_field
+from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, remove_old, save_checkpoint
+from nemo_moslim.training.rl_metrics import mismatch, rollout_metrics, sample_rows, sample_table
+from nemo_moslim.training.run_log import RunLog
+from nemo_moslim.training.telemetry import peak_memory_gigabytes
+from nemo_moslim.training.trained_model import FrozenWeights, TrainedModel
+
+VALIDATION_STEP = 2**31  # seeds of validation answers are none of a training step's
+
+
+class PolicyTraining:
+    """One run; `training/train_policy.py` puts its parts together."""
+
+    def __init__(
+        self,
+        config: PolicyTrainingConfig,
+        algorithm: Algorithm,
+        policy: TrainedModel,
+        critic: TrainedModel | None,
+        collector: Collector,
+        train: PromptDataset,
+        validation: PromptDataset | None,
+        vocab_size: int,
+        pad_id: int,
+        contexts: dict,
+        loggers: list,
+    ):
+        self.config, self.algorithm, self.policy, self.critic = config, algorithm, policy, critic
+        self.collector, self.train, self.validation = collector, train, validation
+        self.vocab_size, self.pad_id, self.contexts = vocab_size, pad_id, contexts
+        self.schema, self.clock = collector.scorer.schema, collector.clock
+        self.models = {"": policy} | ({"critic": critic} if critic else {})
+        self.reference = FrozenWeights(policy.module)  # before a checkpoint is loaded: the initial policy
+        self.step = self._resume()
+        self.log = RunLog(config.run_dir, self.step, config.trainer.max_steps, config.trainer.log_every, loggers)
+        self.told_to_stop = False
+        self.answers_seen = self.tokens_seen = 0
+
+    def run(self) -> bool:
+        """Train until max_steps or SIGTERM; True if it came to the end."""
+        trainer = self.config.trainer
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "told_to_stop", True))
+        if self.step == 0 and self.validation:
+            self._write_first_validation()
+        while self.step < trainer.max_steps:
+            started = time.perf_counter()
+            row = self.train_step()
+            self.step += 1
+            validation = self._validate() if self.step % trainer.validate_every == 0 else {}
+            stopping = any_rank(self.told_to_stop)
+            last = stopping or self.step == trainer.max_steps
+            if last or self.step % trainer.checkpoint_every == 0 or validation:
+                self._save(validation)
+            phases = {name: round(seconds, 4) for name, seconds in self.clock.take().items()}
+            row["seconds"] = {"step": round(time.perf_counter() - started, 4), **phases}
+            self.log.write({"step": self.step, **row, **({"validation": validation} if validation else {})})
+            if stopping and self.step < trainer.max_steps:
+                if is_rank_zero():
+                    print(f"stopping at step {self.step}: told to (SIGTERM); the same command resumes", flush=True)
+                break
+        self.log.close()
+        return self.step >= trainer.max_steps
+
+    def train_step(self) -> dict:
+        """One step of the method; its metrics."""
+        config, step = self.config, self.step
+        prompts = prompts_of_step(len(self.train), step, config.batch.prompts, config.trainer.seed)
+        self.log.phase("sampling and scoring")
+        rollout = self.collector.collect(self.train, prompts, step)
+        updates, critic_updates = self._deal(rollout)
+        batches = [batch for update in updates for batch in update]
+        critic_batches = [batch for update in critic_updates for batch in update]
+
+        self.log.phase("log-probabilities")
+        with self.clock.phase("logprobs"):
+            old = self._logprobs(batches)
+        with self.clock.phase("reference"), self.reference:
+            ref = self._logprobs(batches)
+        batches = with_field(batches, old_logprobs=old, ref_logprobs=ref)
+        if self.critic:
+            with self.clock.phase("values"):
+                batches = with_field(batches, old_values=self._values(critic_batches))
+
+        batches, prepared = self.algorithm.prepare(rollout, batches)
+        kl = answer_kl(rollout, batches)
+        counted = answer_counts(rollout, batches)
+        self.log.phase("update")
+        rate = self.policy.set_learning_rate(step, config.trainer.max_steps)
+        metrics = self._update(regrouped(batches, updates), critic_batches, critic_updates)
+        tokens = sum(map(len, rollout.answers))
+        self.answers_seen, self.tokens_seen = self.answers_seen + len(rollout), self.tokens_seen + tokens
+        if (step + 1) % config.trainer.samples_every == 0:
+            rows = sample_rows(rollout, self.schema, config.trainer.samples_shown)
+            self.log.samples(step + 1, rows, sample_table(rollout, self.schema, len(rows), f"step {step + 1}"))
+        return {
+            **rollout_metrics(rollout, self.schema),
+            "kl": float(kl.sum() / max(counted, 1)),
+            **mismatch(rollout, batches),
+            **metrics,
+            **prepared,
+            "lr": rate,
+            "answers": len(rollout),
+            "tokens": tokens,
+            "memory_gigabytes": round(peak_memory_gigabytes(), 3),
+        }
+
+    def _deal(self, rollout: Rollout) -> tuple[list[list[PolicyBatch]], list[list[PolicyBatch]]]:
+        """This rank's micro-batches of each update; the critic's are the same rows, perhaps without tags."""
+        config, algorithm = self.config, self.algorithm
+        chosen, counted = algorithm.choose(rollout)
+        if config.cut_answers == "mask":
+            counted = counted & rollout.finished
+        lengths = np.array([len(rollout.prompt_tokens[r]) + len(rollout.answers[r]) for r in chosen])
+        seed = (config.trainer.seed, self.step)
+        plan = deal(lengths, algorithm.unit, config.batch.mini_size, config.batch.micro_size, seed)
+        rank, ranks = data_parallel_place()
+        multiple = 8 * (config.parallel.tensor if config.parallel.sequence else 1)
+
+        def build(tagged: bool) -> list[list[PolicyBatch]]:
+            return [
+                [policy_batch(rollout, chosen[m], counted, self.pad_id, multiple, tagged) for m in mini[rank::ranks]]
+                for mini in plan
+            ]
+
+        updates = build(tagged=True)
+        if not self.critic:
+            return updates, []
+        return updates, updates if algorithm.config.critic_reads_preferences else build(tagged=False)
+
+    def _logprobs(self, batches: list[PolicyBatch]) -> list[Tensor]:
+        """Of the policy's current weights: fp32 [B, T] per micro-batch, on every stage."""
+
+        def collect(batch: PolicyBatch, hidden: Tensor) -> dict:
+            return {"values": self._answer_logprobs(self.policy.module, hidden, batch)[0]}
+
+        return self._answer_columns(self.policy, batches, hidden_states_step, collect)
+
+    def _values(self, batches: list[PolicyBatch]) -> list[Tensor]:
+        def collect(batch: PolicyBatch, output: Tensor) -> dict:
+            return {"values": answer_values(output, batch)}
+
+        return self._answer_columns(self.critic, batches, critic_step, collect)
+
+    def _answer_columns(self, model: TrainedModel, batches: list, forward: Callable, collect: Callable) -> list[Tensor]:
+        model.module.eval()
+        kept = forward_micro_batches(model.module, batches, collect, model.max_length, forward)
+        columns = [k["values"].float() for k in kept] or [
+            torch.zeros(b.response_mask.shape, device="cuda") for b in batches
+        ]
+        return [from_last_stage(column.contiguous()).cpu() for column in columns]
+
+    def _answer_logprobs(self, module: torch.nn.Module, hidden: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
+        config = self.config
+        return answer_logprobs(
+            module, hidden, batch, self.vocab_size, config.generation.temperature, config.batch.logprob_chunk
+        )
+
+    def _update(
+        self, updates: list[list[PolicyBatch]], critic_batches: list[PolicyBatch], critic_plan: list[list[PolicyBatch]]
+    ) -> dict[str, float]:
+        """All epochs of policy and critic; the metrics of the last, and the first update's ratio to the old policy."""
+
+        def loss(module: torch.nn.Module, hidden: Tensor, batch: PolicyBatch):
+            return self.algorithm.loss(*self._answer_logprobs(module, hidden, batch), batch)
+
+        def value_loss(module: torch.nn.Module, output: Tensor, batch: PolicyBatch):
+            return self.algorithm.value_loss(answer_values(output, batch), batch)
+
+        first_deviation, totals = None, []
+        critic_updates = self._critic_batches(updates, critic_batches, critic_plan)
+        for epoch in range(self.algorithm.epochs):
+            order = np.random.default_rng([self.config.trainer.seed, self.step, epoch]).permutation(len(updates))
+            totals = []
+            for number, index in enumerate(order):
+                place = f"step {self.step + 1}, epoch {epoch + 1}, update {number + 1}"
+                with self.clock.phase("update"):
+                    sums = self.policy.update(
+                        updates[index], hidden_states_step, loss, self.algorithm.metric_names, place
+                    )
+                if first_deviation is None:
+                    first_deviation = sums["ratio_deviation_max"]
+                if self.critic:
+                    with self.clock.phase("critic update"):
+                        names = self.algorithm.value_metric_names
+                        values = self.critic.update(critic_updates[index], critic_step, value_loss, names, place)
+                    sums |= {name: values[name] for name in names} | {"value_loss": values["loss"]}
+                    sums["value_grad_norm"] = values["grad_norm"]
+                totals.append(sums)
+        return update_metrics(totals, first_deviation)
+
+    def _critic_batches(self, updates, critic_batches, critic_plan) -> list[list[PolicyBatch]]:
+        """The critic's batches with the values and returns that were computed for the policy's."""
+        if not self.critic or self.algorithm.config.critic_reads_preferences:
+            return updates
+        flat = [batch for update in updates for batch in update]
+        filled = with_field(critic_batches, old_values=[b.old_values for b in flat], returns=[b.returns for b in flat])
+        return regrouped(filled, critic_plan)
+
+    def _validate(self) -> dict[str, float]:
+        """Mapped reward and hit rates on prompts that are not trained on."""
+        if not self.validation:
+            return {}
+        self.log.phase("validation")
+        with self.clock.phase("validation"):
+            clock, self.collector.clock = self.collector.clock, Clock()
+            samples, self.collector.samples = self.collector.samples, 1
+            rollout = self.collector.collect(self.validation, np.arange(len(self.validation)), VALIDATION_STEP)
+            self.collector.clock, self.collector.samples = clock, samples
+        return rollout_metrics(rollout, self.schema, by_level=False)
+
+    def _write_first_validation(self) -> None:
+        """Row 0 of metrics.jsonl: what the initial policy does."""
+        row = {"step": 0, "seconds": {}, "validation": self._validate()}
+        self.clock.take()
+        self.log.write(row)
+
+    def _save(self, validation: dict[str, float]) -> None:
+        state = {"kl_coef": getattr(self.algorithm, "kl_coef", None)}
+        with self.clock.phase("checkpoint"):
+            path = save_checkpoint(self.config.run_dir, self.step, self.models, state, self.contexts)
+            if validation:
+                keep_best(self.config.run_dir, path, validation["reward"])
+            remove_old(self.config.run_dir, self.config.trainer.keep_checkpoints)
+
+    def _resume(self) -> int:
+        found = list_checkpoints(self.config.run_dir)
+        if not found:
+            return 0
+        if is_rank_zero():
+            print(f"resuming from {found[-1]}", flush=True)
+        state = load_checkpoint(found[-1], self.models)
+        if state["kl_coef"] is not None:
+            self.algorithm.kl_coef = state["kl_coef"]
+        return state["step"]
+
+
+def regrouped(batches: list[PolicyBatch], like: list[list[PolicyBatch]]) -> list[list[PolicyBatch]]:
+    """A flat list of micro-batches cut into updates as `like` is."""
+    iterator = iter(batches)
+    return [[next(iterator) for _ in update] for update in like]
+
+
+def answer_counts(rollout: Rollout, batches: list[PolicyBatch]) -> int:
+    """Answers that are trained on, over all ranks."""
+    counted = sum(int(batch.response_mask.any(-1).sum()) for batch in batches)
+    return int(sum_over_data_ranks(torch.tensor([counted])).item())
+
+
+def update_metrics(totals: list[dict[str, float]], first_deviation: float) -> dict[str, float]:
+    """Means over all counted positions of an epoch from the sums of its updates."""
+    sums = {name: sum(t[name] for t in totals) for name in totals[0]}
+    count, tokens = max(sums["count"], 1.0), max(sums.get("tokens", sums["count"]), 1.0)
+    metrics = {
+        "loss": sums["loss"] / count,
+        "entropy": sums["entropy"] / tokens,
+        "grad_norm": sums["grad_norm"] / len(totals),
+        "first_ratio_deviation": first_deviation,
+        "ratio_deviation_max": max(t["ratio_deviation_max"] for t in totals),
+    }
+    for name, label in (
+        ("clipped", "clip_fraction"), ("ratio", "ratio"), ("approx_kl", "approx_kl"),
+        ("accuracy", "pair_accuracy"), ("margin", "margin"), ("value_clipped", "value_clip_fraction"),
+    ):  # fmt: skip
+        if name in sums:
+            metrics[label] = sums[name] / count
+    if "value_error" in sums:
+        variance = sums["returns_squared"] - sums["returns"] ** 2 / count
+        metrics |= {
+            "value_loss": sums["value_loss"] / count,
+            "explained_variance": 1 - sums["value_error"] / variance if variance > 0 else 0.0,
+            "value_grad_norm": sums["value_grad_norm"] / len(totals),
+        }
+    return metrics

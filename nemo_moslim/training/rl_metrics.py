@@ -1,0 +1,85 @@
+"""What a rollout tells about the policy: rewards, hits of the asked levels, lengths; per dimension and level.
+
+Shapes: R answers, N dimensions.
+"""
+
+import numpy as np
+import torch
+
+from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.parallel.layout import maximum_over_data_ranks, sum_over_data_ranks
+from nemo_moslim.preferences import PreferenceSchema
+from nemo_moslim.rollout.score import asked_levels
+
+
+def rollout_metrics(rollout: Rollout, schema: PreferenceSchema, by_level: bool = True) -> dict[str, float]:
+    """Means over the answers, and over those that ask for a dimension (and level).
+
+    `reward` is Eq. 11; `reward/DIM` what the dimension adds where it is asked for; `hit_rate/DIM` how often the reward
+    model's most likely level is the asked one; with `by_level` these and `length` also per `DIM=LEVEL`.
+    """
+    asked = asked_levels(rollout.preferences, schema)  # [R, N]
+    hits, lengths = (rollout.obtained == asked).float(), torch.tensor([float(len(a)) for a in rollout.answers])
+    metrics = {
+        "reward": float(rollout.rewards.mean()),
+        "reward_std": float(rollout.rewards.std(correction=0)),
+        "length": float(lengths.mean()),
+        "finished": float(np.mean(rollout.finished)),
+    }
+    for column, dimension in enumerate(schema.dimensions):
+        levels = range(1, dimension.levels + 1) if by_level else ()
+        for suffix, rows in [
+            ("", asked[:, column] > 0),
+            *((f"={level}", asked[:, column] == level) for level in levels),
+        ]:
+            if not rows.any():
+                continue
+            name = dimension.name + suffix
+            metrics[f"reward/{name}"] = float(rollout.parts[rows, column].mean())
+            metrics[f"hit_rate/{name}"] = float(hits[rows, column].mean())
+            if suffix:
+                metrics[f"length/{name}"] = float(lengths[rows].mean())
+    return metrics
+
+
+def mismatch(rollout: Rollout, batches: list[PolicyBatch]) -> dict[str, float]:
+    """Generator against trainer: mean and maximum of |difference| of the sampled tokens' log-probabilities."""
+    total, largest = torch.zeros(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for batch in batches:
+        for place, row in enumerate(batch.rows.tolist()):
+            if not batch.response_mask[place, 0]:
+                continue
+            theirs = torch.from_numpy(rollout.generator_logprobs[row])
+            gap = (batch.old_logprobs[place, : len(theirs)] - theirs).abs().double()
+            total += torch.tensor([float(gap.sum()), float(len(gap))])
+            largest = torch.maximum(largest, gap.max())
+    total, largest = sum_over_data_ranks(total), maximum_over_data_ranks(largest)
+    return {"mismatch": float(total[0] / total[1].clamp(min=1)), "mismatch_max": float(largest)}
+
+
+def sample_table(rollout: Rollout, schema: PreferenceSchema, count: int, title: str):
+    """A rich table of the first answers: asked levels, obtained levels, reward, text."""
+    from rich.table import Table
+
+    table = Table("asked", "obtained", "reward", "prompt", "answer", title=title, show_lines=True)
+    for row in sample_rows(rollout, schema, count):
+        asked = " ".join(f"{name} {level}" for name, level in row["preferences"].items()) or "-"
+        obtained = " ".join(f"{name} {row['levels'][name]}" for name in row["preferences"]) or "-"
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        table.add_row(asked, obtained, f"{row['reward']:.2f}", prompt[-200:], row["response"][:500])
+    return table
+
+
+def sample_rows(rollout: Rollout, schema: PreferenceSchema, count: int) -> list[dict]:
+    """The first answers to different prompts as rows of samples.jsonl."""
+    first = [int((rollout.groups == group).nonzero()[0, 0]) for group in rollout.groups.unique()[:count]]
+    return [
+        {
+            "prompt": rollout.prompts[row],
+            "preferences": rollout.preferences[row],
+            "response": rollout.texts[row],
+            "levels": dict(zip(schema.names, rollout.obtained[row].tolist(), strict=True)),
+            "reward": float(rollout.rewards[row]),
+        }
+        for row in first
+    ]

@@ -1,0 +1,47 @@
+"""RLOO (Ahmadian et al. 2024): the reward less the mean reward of the other answers to the same prompt."""
+
+import numpy as np
+from torch import Tensor
+
+from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.config import RLOOConfig
+from nemo_moslim.functional.advantages import leave_one_out
+from nemo_moslim.functional.policy_losses import clipped_policy_loss
+from nemo_moslim.training.algorithm import all_rows, answer_kl
+from nemo_moslim.training.rl_batches import with_field
+
+
+class RLOO:
+    """The KL to the reference, summed over the answer, is taken off its reward before the comparison."""
+
+    uses_critic = False
+    unit = 1
+    metric_names = ("clipped", "ratio", "ratio_deviation_max", "approx_kl", "entropy")
+
+    def __init__(self, config: RLOOConfig):
+        self.config, self.samples, self.epochs = config, config.samples, config.epochs
+
+    def choose(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+        """See `Algorithm`."""
+        return all_rows(rollout)
+
+    def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
+        """One advantage per answer, the same on all its tokens."""
+        shaped = rollout.rewards - self.config.kl_coef * answer_kl(rollout, batches)
+        advantages = leave_one_out(shaped, rollout.groups)
+        columns = [advantages[batch.rows][:, None] * batch.response_mask for batch in batches]
+        return with_field(batches, advantages=columns), {"kl_coef": self.config.kl_coef}
+
+    def loss(self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `policy_loss`."""
+        return policy_loss(logprobs, entropy, batch, self.config.clip_ratio, self.config.entropy_coef)
+
+
+def policy_loss(
+    logprobs: Tensor, entropy: Tensor, batch: PolicyBatch, clip_ratio: float, entropy_coef: float
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """PPO's clipped loss less the entropy bonus; on the first update its gradient is REINFORCE's."""
+    loss, sums = clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, batch.response_mask, clip_ratio)
+    bonus = (entropy * batch.response_mask).sum()
+    sums["ratio_deviation_max"] = sums.pop("ratio_deviation")
+    return loss - entropy_coef * bonus, sums.pop("count"), {**sums, "entropy": bonus.detach()}

@@ -1,0 +1,153 @@
+"""`train_policy.py`: models, data and the algorithm put together, then `training/rl_loop.py` runs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from nemo_moslim.clock import Clock
+from nemo_moslim.config import OptimizerConfig, PolicyTrainingConfig, to_plain
+from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
+from nemo_moslim.data.prompt_dataset import PromptDataset
+from nemo_moslim.data.ratings import read_prompts
+from nemo_moslim.parallel import cpu
+from nemo_moslim.parallel.layout import (
+    check_policy_layout,
+    data_parallel_place,
+    initialize,
+    is_rank_zero,
+    leave_process_group,
+    maximum_over_data_ranks,
+    world_size,
+)
+from nemo_moslim.rollout.collect import Collector
+from nemo_moslim.rollout.generate import MegatronGenerator
+from nemo_moslim.rollout.open_model import open_critic, open_policy, open_reward_model
+from nemo_moslim.rollout.score import LocalScorer
+from nemo_moslim.run_folder import write_atomically
+from nemo_moslim.training.checkpoint import write_in_this_process
+from nemo_moslim.training.online_dpo import OnlineDPO
+from nemo_moslim.training.ppo import PPO
+from nemo_moslim.training.rl_checkpoint import CRITIC, remove_unfinished, write_context
+from nemo_moslim.training.rl_loop import PolicyTraining
+from nemo_moslim.training.rloo import RLOO
+from nemo_moslim.training.supervised import experiment_loggers
+from nemo_moslim.training.telemetry import package_versions, peak_memory_gigabytes, read_metrics
+from nemo_moslim.training.trained_model import TrainedModel
+
+ALGORITHM_CLASSES = {"ppo": PPO, "rloo": RLOO, "online_dpo": OnlineDPO}
+
+
+def train_policy(config: PolicyTrainingConfig) -> None:
+    """Train a policy that follows the prompt's preferences; writes the run directory.
+
+    Raises:
+        ValueError: configuration, data, models or layout that cannot run.
+        FloatingPointError: a loss or reward that is not finite.
+    """
+    if config.trainer.cpu_threads:
+        torch.set_num_threads(config.trainer.cpu_threads)
+    if not torch.cuda.is_available():
+        cpu.enable()
+    check_policy_layout(config.parallel, config.batch, world_size())
+    initialize(config.parallel, config.trainer.seed)
+    run_dir, parallel = Path(config.run_dir), config.parallel
+    if is_rank_zero():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
+    remove_unfinished(config.run_dir)
+    write_in_this_process()
+
+    model, tokenizer_folder = open_policy(config.policy, parallel, config.precision)
+    reward_model, reward_tokenizer = open_reward_model(config.reward, parallel, config.precision)
+    scorer = LocalScorer(reward_model, reward_tokenizer, config.normalize, config.batch.score_size, config.offload)
+    encoder = ChatEncoder(load_tokenizer(tokenizer_folder))
+    max_length = config.max_length or model.config.seq_length
+    train, validation = prompt_data(config, scorer, encoder, max_length)
+    algorithm = ALGORITHM_CLASSES[config.algorithm.name](config.algorithm)
+    policy = TrainedModel(model, config.optimizer, config.precision, max_length)
+    critic = open_trained_critic(config, tokenizer_folder, max_length) if algorithm.uses_critic else None
+    contexts = {"": write_context(model, run_dir / "context" / "policy")}
+    if critic:
+        contexts[CRITIC] = write_context(critic.model, run_dir / "context" / CRITIC)
+    vocab_size = len(encoder.tokenizer)
+    generator = MegatronGenerator(policy.module, config.generation, [encoder.eos_id], vocab_size, max_length)
+    collector = Collector(
+        generator, scorer, encoder.tokenizer, algorithm.samples, config.trainer.seed, config.cut_penalty, Clock()
+    )
+    training = PolicyTraining(
+        config, algorithm, policy, critic, collector, train, validation, vocab_size, encoder.pad_id, contexts,
+        experiment_loggers(config),
+    )  # fmt: skip
+    finished = training.run()
+    write_summary(config, training, finished)
+    leave_process_group()
+
+
+def prompt_data(
+    config: PolicyTrainingConfig, scorer: LocalScorer, encoder: ChatEncoder, max_length: int
+) -> tuple[PromptDataset, PromptDataset | None]:
+    """Training prompts, and the first of the validation prompts where there are any."""
+    room = max_length - config.generation.max_new_tokens
+    if room < 1:
+        raise ValueError(
+            f"generation.max_new_tokens={config.generation.max_new_tokens} leaves no room for a prompt in {max_length} "
+            "tokens: lower it, or raise max_length"
+        )
+    datasets = []
+    for name in ("train", "validation"):
+        path = Path(config.data) / f"{name}.jsonl"
+        if not path.is_file() and name == "validation":
+            datasets.append(None)
+            continue
+        if not path.is_file():
+            raise ValueError(f"data={config.data}: no train.jsonl there; make it with prepare_data.py task=prompts")
+        rows = read_prompts(path, scorer.schema)
+        if name == "validation":
+            ranks = data_parallel_place()[1]
+            rows = rows[: config.trainer.validation_prompts // ranks * ranks]
+        datasets.append(
+            PromptDataset.build(rows, scorer.schema, encoder, room, config.long_prompts, str(path)) if rows else None
+        )
+    if is_rank_zero():
+        train = datasets[0]
+        print(f"{len(train):,} prompts ({train.cut} cut, {train.dropped} dropped as over {room} tokens)", flush=True)
+    return datasets[0], datasets[1]
+
+
+def open_trained_critic(config: PolicyTrainingConfig, tokenizer_folder: Path, max_length: int) -> TrainedModel:
+    """PPO's critic from the reward model's backbone, with a learning rate of its own."""
+    model = open_critic(config.reward, tokenizer_folder, config.parallel, config.precision, config.trainer.seed)
+    lr = config.algorithm.critic_lr
+    optimizer: OptimizerConfig = replace(config.optimizer, lr=lr, min_lr=min(config.optimizer.min_lr, lr))
+    return TrainedModel(model, optimizer, config.precision, max_length)
+
+
+def write_summary(config: PolicyTrainingConfig, training: PolicyTraining, finished: bool) -> None:
+    """summary.json: last metrics, seconds per phase, rates, peak memory over ranks, versions."""
+    peak = maximum_over_data_ranks(torch.tensor([peak_memory_gigabytes()]))
+    if not is_rank_zero():
+        return
+    rows = [row for row in read_metrics(config.run_dir) if row["step"]]
+    phases: dict[str, float] = {}
+    for row in rows:
+        for name, value in row["seconds"].items():
+            phases[name] = phases.get(name, 0.0) + value
+    total = phases.get("step", 0.0)
+    validations = [row["validation"] for row in rows if "validation" in row]
+    summary = {
+        "steps": training.step,
+        "finished": finished,
+        "train": {k: v for k, v in rows[-1].items() if k not in ("validation", "seconds")} if rows else {},
+        "validation": validations[-1] if validations else {},
+        "seconds": {name: round(value, 3) for name, value in phases.items()},
+        "answers_per_second": round(sum(r["answers"] for r in rows) / max(total, 1e-9), 2),
+        "tokens_per_second": round(sum(r["tokens"] for r in rows) / max(total, 1e-9), 1),
+        "ranks": world_size(),
+        "device_seconds": round(total * world_size(), 3),
+        "peak_memory_gigabytes_per_rank": round(float(peak), 3),
+        "versions": package_versions(),
+    }
+    write_atomically(Path(config.run_dir) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
