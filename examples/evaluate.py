@@ -1,6 +1,7 @@
-"""Measure models.
+"""Measure models; the first two also under torchrun.
 
-python examples/evaluate.py task=reward run=RUN|HF_DIR data=FILE output=FILE.json      (also under torchrun)
+python examples/evaluate.py task=reward run=RUN|HF_DIR data=FILE output=FILE.json
+python examples/evaluate.py task=controllability policy=RUN|HF_DIR reward=RUN data=FILE output=DIR
 python examples/evaluate.py task=text_baseline train=FILE data=FILE result=FILE.json output=FILE.json
 python examples/evaluate.py task=table1 runs=[7B:1:a.json,7B:2:b.json] output=table1.md
 python examples/evaluate.py task=grade source=world input=FILE.jsonl output=FILE.jsonl
@@ -9,7 +10,7 @@ python examples/evaluate.py task=grade source=world input=FILE.jsonl output=FILE
 from nemo_moslim.cli import hydra_main
 
 
-@hydra_main("evaluate", path_keys=("run", "data", "output", "input", "train", "result"))
+@hydra_main("evaluate", path_keys=("run", "data", "output", "input", "train", "result", "policy", "reward"))
 def main(config):
     from nemo_moslim.config import EvaluateConfig, parse
     from nemo_moslim.console import quiet_libraries
@@ -20,6 +21,10 @@ def main(config):
         from nemo_moslim.evaluation.evaluate_reward import evaluate_reward
 
         evaluate_reward(checked)
+    elif checked.task == "controllability":
+        from nemo_moslim.evaluation.evaluate_control import evaluate_control
+
+        evaluate_control(checked)
     elif checked.task == "text_baseline":
         from nemo_moslim.evaluation.against_text_baseline import against_text_baseline
 

@@ -439,6 +439,13 @@ class EvaluateConfig:
     runs: list[str]
     train: str | None
     result: str | None
+    policy: str | None
+    reward: str | None
+    judge: str | None
+    untagged: int
+    generation: GenerationConfig
+    long_prompts: str
+    seed: int
     bootstrap_samples: int
     preferences: dict[str, DimensionConfig]
     parallel: ParallelConfig
@@ -449,10 +456,41 @@ class EvaluateConfig:
     cpu_threads: int | None
 
     def __post_init__(self):
-        _one_of("task", self.task, ("reward", "text_baseline", "table1", "grade"))
+        _one_of("task", self.task, ("reward", "controllability", "text_baseline", "table1", "grade"))
+        _one_of("judge", self.judge, (None, "world", "reward"))
+        _one_of("long_prompts", self.long_prompts, LONG_PROMPTS)
+        _require(self.untagged >= 0, "untagged", self.untagged, "a number of prompts, 0 or more")
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("long_rows", self.long_rows, LONG_ROWS)
         _positive("", self, "batch_size")
+
+
+@dataclass
+class GenerateConfig:
+    """examples/generate.py."""
+
+    policy: str
+    prompt: str | None
+    compare: str | None
+    input: str | None
+    output: str | None
+    preferences: dict[str, DimensionConfig]
+    generation: GenerationConfig
+    long_prompts: str
+    seed: int
+    parallel: ParallelConfig
+    precision: str
+    cpu_threads: int | None
+
+    def __post_init__(self):
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("long_prompts", self.long_prompts, LONG_PROMPTS)
+        _require(
+            self.input is None or self.prompt is None, "prompt", self.prompt, "no prompt beside input=FILE: give one"
+        )
+        _require(
+            (self.input is None) == (self.output is None), "output", self.output, "input=FILE and output=FILE both"
+        )
 
 
 @dataclass

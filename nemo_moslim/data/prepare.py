@@ -195,7 +195,10 @@ class _Run:
     def _tagged(self, record: dict[str, Any], split: str) -> dict[str, Any]:
         group = self.tally.rows[split]
         rng = random.Random(f"tags:{self.settings.seed}:{split}:{group}")
-        preferences = sample_preferences(self.settings.schema, rng, self.settings.untagged_share)
+        settings = self.settings
+        preferences = sample_preferences(settings.schema, rng, settings.untagged_share)
+        while split == "train" and is_held_out(preferences, settings.held_out_share, settings.seed):
+            preferences = sample_preferences(settings.schema, rng)
         return {"prompt": record.pop("prompt"), "preferences": preferences, "group": group, **record}
 
     def _reject(self, folder: OutputFolder, source_row: SourceRow, error: RowError) -> None:
@@ -229,6 +232,15 @@ def sample_preferences(schema: PreferenceSchema, rng: random.Random, untagged_sh
         return {}
     count = rng.randint(1, min(MAX_TAGS, len(schema.dimensions)))
     return {d.name: rng.randint(1, d.levels) for d in rng.sample(schema.dimensions, count)}
+
+
+def is_held_out(preferences: Mapping[str, int], share: float, seed: int) -> bool:
+    """Whether training prompts must not ask for this combination of levels; single dimensions are never held out."""
+    if len(preferences) < 2:
+        return False
+    name = ",".join(f"{dimension}={level}" for dimension, level in sorted(preferences.items()))
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2.0**64
 
 
 def _to_json(record: Mapping[str, Any]) -> str:

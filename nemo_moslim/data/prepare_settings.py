@@ -30,6 +30,7 @@ class PrepareSettings:
     max_chars: int
     exclude: str | None
     untagged_share: float
+    held_out_share: float
     vocab_size: int
     hub: Mapping[str, str | None]
     world: Mapping[str, Any]
@@ -58,6 +59,7 @@ class PrepareSettings:
             max_chars=_integer(config, "max_chars", 1),
             exclude=config["exclude"],
             untagged_share=_share(config, "untagged_share"),
+            held_out_share=_share(config, "held_out_share"),
             vocab_size=_integer(config, "vocab_size", 1),
             hub=dict(config["hub"]),
             world=dict(config["world"]),
@@ -81,6 +83,8 @@ class PrepareSettings:
             raise ValueError(f"task=sft does not take source={self.source}: its answers are rated, good and bad ones")
         if self.exclude is not None and self.task != "prompts":
             raise ValueError(f"exclude= is for task=prompts, not task={self.task}")
+        if self.held_out_share == 1:
+            raise ValueError("held_out_share must be below 1: training prompts need combinations of levels")
         if is_world:
             for key in ("rows", "validation_rows", "test_rows"):
                 _integer(self.world, key, 1 if key == "rows" else 0, "world.")

@@ -21,8 +21,8 @@ def shorten_left(prompt: Prompt, excess: int, encoder: ChatEncoder) -> Prompt | 
     """The prompt less `excess` tokens (or more) of its beginning: messages first, then text; None if all would go."""
     messages = as_messages(prompt)
     while len(messages) > 1 and excess > 0:
-        excess -= len(encoder.encode_prompts([messages[:1]])[0]) - len(encoder.encode_prompts([[]])[0])
-        messages = messages[1:]
+        whole, rest = encoder.encode_prompts([messages, messages[1:]])
+        excess, messages = excess - (len(whole) - len(rest)), messages[1:]
     if excess > 0:
         tokens = encoder.encode_texts([messages[0]["content"]])[0]
         if excess >= len(tokens):

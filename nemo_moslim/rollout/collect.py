@@ -9,7 +9,7 @@ import torch
 from nemo_moslim.batches import Rollout
 from nemo_moslim.clock import Clock
 from nemo_moslim.data.prompt_dataset import PromptDataset
-from nemo_moslim.parallel.layout import data_parallel_place, gather_over_data_ranks
+from nemo_moslim.rollout.answer import answers_over_ranks
 from nemo_moslim.rollout.generate import Generator
 from nemo_moslim.rollout.score import Scorer
 
@@ -33,44 +33,31 @@ class Collector:
             FloatingPointError: a reward that is not finite.
         """
         with self.clock.phase("generation"):
-            answers, logprobs, finished = self._answers(data, prompts, step)
+            made = answers_over_ranks(
+                self.generator, [data.tokens[i] for i in prompts], (self.seed, step), self.samples
+            )
         rows = np.repeat(prompts, self.samples)
-        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in made.tokens]
         asked = [data.preferences[i] for i in rows]
         plain = [data.prompts[i] for i in rows]
         with self.clock.phase("scoring"):
             scores = self.scorer.score(plain, texts, asked)
-        rewards = scores.rewards.cpu() - self.cut_penalty * torch.from_numpy(~finished)
+        rewards = scores.rewards.cpu() - self.cut_penalty * torch.from_numpy(~made.finished)
         check_finite(rewards, plain, step)
         return Rollout(
             prompts=plain,
             preferences=asked,
             prompt_tokens=[data.tokens[i] for i in rows],
             plain_prompt_tokens=[data.plain_tokens[i] for i in rows],
-            answers=answers,
+            answers=made.tokens,
             texts=texts,
-            finished=finished,
-            generator_logprobs=logprobs,
+            finished=made.finished,
+            generator_logprobs=made.logprobs,
             groups=torch.arange(len(prompts)).repeat_interleave(self.samples),
             rewards=rewards,
             parts=scores.parts.cpu(),
             obtained=scores.obtained.cpu(),
         )
-
-    def _answers(self, data: PromptDataset, prompts: np.ndarray, step: int) -> tuple[list, list, np.ndarray]:
-        rank, ranks = data_parallel_place()
-        own = list(range(rank, len(prompts), ranks))
-        seeds = [(self.seed, step, place, sample) for place in own for sample in range(self.samples)]
-        made = self.generator.generate([data.tokens[prompts[place]] for place in own], seeds, self.samples)
-        total = len(prompts) * self.samples
-        answers, logprobs, finished = [None] * total, [None] * total, np.zeros(total, dtype=bool)
-        for other, (tokens, their_logprobs, ended) in enumerate(
-            gather_over_data_ranks((made.tokens, made.logprobs, made.finished))
-        ):
-            places = [p * self.samples + s for p in range(other, len(prompts), ranks) for s in range(self.samples)]
-            for row, place in enumerate(places):
-                answers[place], logprobs[place], finished[place] = tokens[row], their_logprobs[row], ended[row]
-        return answers, logprobs, finished
 
 
 def check_finite(rewards: torch.Tensor, prompts: Sequence, step: int) -> None:

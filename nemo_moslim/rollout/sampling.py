@@ -53,7 +53,7 @@ def _truncated(probabilities: Tensor, top_p: float, top_k: int) -> Tensor:
     size = probabilities.shape[1]
     if top_p >= 1.0 and not 0 < top_k < size:
         return probabilities
-    ordered, order = probabilities.sort(-1, descending=True, stable=True)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if top_p < 1.0:
         keep = ordered.cumsum(-1) - ordered < top_p  # the most likely one is always kept

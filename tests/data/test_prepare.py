@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_moslim.cli import compose_config
-from nemo_moslim.data.prepare import describe, prepare, sample_preferences
+from nemo_moslim.data.prepare import describe, is_held_out, prepare, sample_preferences
 from nemo_moslim.data.prepare_settings import PrepareSettings
 from nemo_moslim.data.ratings import read_prompts, read_ratings, read_sft
 from nemo_moslim.preferences import Dimension, PreferenceSchema
@@ -207,6 +207,19 @@ def test_sampled_preferences_are_even():
     assert max(len(sample_preferences(five, rng)) for _ in range(200)) == 3
     one = PreferenceSchema((Dimension("a", 2, (0, 1)),))
     assert {len(sample_preferences(one, rng)) for _ in range(50)} == {1}
+
+
+def test_held_out_combinations_are_kept_from_training(tmp_path):
+    run("task=prompts", "source=world", f"output={tmp_path}", "held_out_share=0.3", "world.rows=3000", "seed=4")
+    train, test = (read_prompts(tmp_path / f"{split}.jsonl", SCHEMA) for split in ("train", "test"))
+    seen = {frozenset(row["preferences"].items()) for row in train}
+    asked = {frozenset(row["preferences"].items()) for row in test}
+    assert not any(is_held_out(dict(combination), 0.3, 4) for combination in seen)
+    unseen = asked - seen
+    assert unseen and all(is_held_out(dict(combination), 0.3, 4) for combination in unseen)
+    assert {len(combination) for combination in seen} == {1, 2, 3}
+    assert len([c for c in seen if len(c) == 1]) == 12  # every level of every dimension alone
+    assert is_held_out({"a": 1, "b": 2}, 0.5, 1) == is_held_out({"b": 2, "a": 1}, 0.5, 1)
 
 
 def test_sft(tmp_path):

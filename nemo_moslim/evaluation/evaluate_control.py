@@ -1,0 +1,136 @@
+"""`evaluate.py task=controllability`: a policy's answers against the levels that its prompts ask for."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from nemo_moslim.config import EvaluateConfig, to_plain
+from nemo_moslim.data.ratings import read_prompts
+from nemo_moslim.data.world import grade_rows, schema_labels
+from nemo_moslim.evaluation.control_plots import plot_confusion, plot_control, plot_pairs
+from nemo_moslim.evaluation.controllability import control_report
+from nemo_moslim.parallel import cpu
+from nemo_moslim.parallel.layout import initialize, is_rank_zero, leave_process_group
+from nemo_moslim.preferences import PreferenceSchema
+from nemo_moslim.rollout.answer import Answerer
+from nemo_moslim.rollout.open_model import open_reward_model
+from nemo_moslim.rollout.score import LocalScorer
+from nemo_moslim.run_folder import write_atomically
+
+
+def evaluate_control(config: EvaluateConfig) -> None:
+    """Answer the prompts of `data`, judge the answers, write control.json, answers.jsonl and plots to `output`.
+
+    Raises:
+        ValueError: a missing key, prompts that the schema does not fit, a judge that cannot be.
+    """
+    for key in ("policy", "data", "output"):
+        if not getattr(config, key):
+            raise ValueError(f"{key} is not set: task=controllability needs {key}=…")
+    if config.cpu_threads:
+        torch.set_num_threads(config.cpu_threads)
+    if not torch.cuda.is_available():
+        cpu.enable()
+    initialize(config.parallel, seed=config.seed)
+    schema, scorer = PreferenceSchema.from_dict(to_plain(config.preferences)), None
+    if config.reward:
+        model, tokenizer = open_reward_model(config.reward, config.parallel, config.precision)
+        scorer = LocalScorer(model, tokenizer, "total", config.batch_size, offload=False)
+        schema = scorer.schema
+    rows = read_prompts(config.data, schema)
+    judge = chosen_judge(config, rows)
+    rows = [*rows, *({**row, "preferences": {}} for row in rows[: config.untagged])]
+    seen = seen_combinations(config.train, schema)
+    answerer = Answerer(config.policy, config.parallel, config.precision, config.generation)
+    texts, lengths = answerer.answer(rows, schema, config.seed, config.long_prompts, config.data)
+    levels = judged(judge, rows, texts, schema, scorer)
+    graded = [
+        {
+            "prompt": row["prompt"],
+            "preferences": row["preferences"],
+            "response": text,
+            "levels": obtained,
+            "length": length,
+            "unseen": bool(seen) and frozenset(row["preferences"].items()) not in seen,
+        }
+        for row, text, obtained, length in zip(rows, texts, levels, lengths, strict=True)
+    ]
+    if is_rank_zero():
+        write_control(graded, schema, judge, config)
+    leave_process_group()
+
+
+def chosen_judge(config: EvaluateConfig, rows: list[dict]) -> str:
+    """world or reward.
+
+    Raises:
+        ValueError: the reward model is to judge and none is given.
+    """
+    from_world = all(row.get("source") == "world" for row in rows)
+    judge = config.judge or ("world" if from_world else "reward")
+    if judge == "reward" and not config.reward:
+        raise ValueError(
+            "reward is not set: answers to these prompts are judged by a reward model, give reward=RUN|HF_DIR"
+        )
+    if judge == "world" and not from_world:
+        raise ValueError(f"judge=world: prompts of {config.data} are not the world's; use judge=reward")
+    return judge
+
+
+def seen_combinations(train: str | None, schema: PreferenceSchema) -> set[frozenset]:
+    """The combinations of levels that training prompts ask for, whatever their order."""
+    rows = read_prompts(train, schema) if train else []
+    return {frozenset(row["preferences"].items()) for row in rows}
+
+
+def judged(
+    judge: str, rows: list[dict], texts: list[str], schema: PreferenceSchema, scorer: LocalScorer | None
+) -> list[dict[str, int]]:
+    """The obtained level of every dimension of the schema, per answer."""
+    if judge == "world":
+        pairs = ({"prompt": row["prompt"], "response": text} for row, text in zip(rows, texts, strict=True))
+        return [schema_labels(graded, schema) for graded in grade_rows(pairs)]
+    prompts = [row["prompt"] for row in rows]
+    obtained = scorer.score(prompts, texts, [{}] * len(rows)).obtained
+    return [dict(zip(schema.names, row, strict=True)) for row in obtained.tolist()]
+
+
+def write_control(graded: list[dict], schema: PreferenceSchema, judge: str, config: EvaluateConfig) -> None:
+    """The report, the answers it stands on, three plots and a table on the terminal."""
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    report = control_report(graded, schema, config.bootstrap_samples, config.seed)
+    report["overall"]["judge"] = judge
+    write_atomically(output / "control.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in graded)
+    write_atomically(output / "answers.jsonl", lines)
+    if config.plots:
+        plot_control(report, schema, output / "control.png")
+        plot_confusion(report, schema, output / "control_confusion.png")
+        plot_pairs(report, schema, output / "control_pairs.png")
+    print_control(report, schema)
+
+
+def print_control(report: dict, schema: PreferenceSchema) -> None:
+    """One line per dimension."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("dimension", "n", "Spearman", "95 %", "hit rate", "95 %", "leakage")
+    for name in schema.names:
+        entry = report[name]
+        intervals = ["-" if None in entry["intervals"][k] else "{:.3f} to {:.3f}".format(*entry["intervals"][k])
+                     for k in ("spearman", "hit_rate")]  # fmt: skip
+        leakage = " ".join(f"{other} {_number(value)}" for other, value in entry["leakage"].items())
+        table.add_row(name, str(entry["n"]), _number(entry["spearman"]), intervals[0], _number(entry["hit_rate"]),
+                      intervals[1], leakage)  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(
+        f"all asked dimensions hit: {_number(report['overall']['all_hit'])}; judge: {report['overall']['judge']}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

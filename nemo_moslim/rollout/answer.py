@@ -1,0 +1,66 @@
+"""Answers to prompts, spread over the data-parallel ranks: for training, for evaluation, for people who try a policy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nemo_moslim.config import GenerationConfig, ParallelConfig
+from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
+from nemo_moslim.data.prompt_dataset import PromptDataset
+from nemo_moslim.parallel.layout import data_parallel_place, gather_over_data_ranks
+from nemo_moslim.preferences import PreferenceSchema
+from nemo_moslim.rollout.generate import Generation, Generator, MegatronGenerator
+from nemo_moslim.rollout.open_model import open_policy
+
+
+def answers_over_ranks(
+    generator: Generator, prompts: Sequence[np.ndarray], seed: tuple[int, ...], samples: int
+) -> Generation:
+    """`samples` answers to every prompt, adjacent, on every rank; each rank generates its share.
+
+    The draws of an answer depend on (seed, place of the prompt, number of the sample) alone.
+    """
+    rank, ranks = data_parallel_place()
+    own = list(range(rank, len(prompts), ranks))
+    seeds = [(*seed, place, sample) for place in own for sample in range(samples)]
+    made = generator.generate([prompts[place] for place in own], seeds, samples)
+    total = len(prompts) * samples
+    result = Generation([None] * total, [None] * total, np.zeros(total, dtype=bool))
+    for other, share in enumerate(gather_over_data_ranks((made.tokens, made.logprobs, made.finished))):
+        places = [p * samples + s for p in range(other, len(prompts), ranks) for s in range(samples)]
+        for place, tokens, logprobs, finished in zip(places, *share, strict=True):
+            result.tokens[place], result.logprobs[place], result.finished[place] = tokens, logprobs, finished
+    return result
+
+
+class Answerer:
+    """A policy ready to answer, from a run or a Hugging Face folder."""
+
+    def __init__(self, policy: str, parallel: ParallelConfig, precision: str, generation: GenerationConfig):
+        """`parallel.layout.initialize` comes first. Raises as `open_policy`."""
+        model, folder = open_policy(policy, parallel, precision)
+        self.name, self.max_length = Path(policy).name, model.config.seq_length
+        self.encoder = ChatEncoder(load_tokenizer(folder))
+        self.room = self.max_length - generation.max_new_tokens
+        if self.room < 1:
+            raise ValueError(
+                f"generation.max_new_tokens={generation.max_new_tokens} leaves no room for a prompt in the policy's "
+                f"{self.max_length} tokens: lower it"
+            )
+        self.generator = MegatronGenerator(
+            model.module, generation, [self.encoder.eos_id], len(self.encoder.tokenizer), self.max_length
+        )
+
+    def answer(
+        self, rows: Sequence[dict], schema: PreferenceSchema, seed: int, long_prompts: str, origin: str
+    ) -> tuple[list[str], list[int]]:
+        """One answer per row ({"prompt", "preferences"}) as text, and its tokens.
+
+        Raises:
+            ValueError: a prompt too long for the policy (with long_prompts="raise").
+        """
+        data = PromptDataset.build(rows, schema, self.encoder, self.room, long_prompts, origin)
+        made = answers_over_ranks(self.generator, data.tokens, (seed,), 1)
+        decode = self.encoder.tokenizer.decode
+        return [decode(tokens, skip_special_tokens=True) for tokens in made.tokens], [len(t) for t in made.tokens]
