@@ -126,3 +126,37 @@ def sft_run(trainings, tokenizer_dir, sft_dir, tiny_model, tmp_path_factory) -> 
 def reward_arguments(sft_run, rating_dir, tiny_model) -> list[str]:
     """train_rm from the language model, everything but run_dir."""
     return [f"model.init={sft_run}", f"data={rating_dir}", *tiny_model]
+
+
+@pytest.fixture(scope="session")
+def reward_run(trainings, reward_arguments, tmp_path_factory) -> Path:
+    """A reward model from the language model, 20 steps on one rank."""
+    run_dir = tmp_path_factory.mktemp("reward_run")
+    trainings.train("train_rm", *reward_arguments, f"run_dir={run_dir}", "statistics.std_floor=1e-7")
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def prompt_dir(tmp_path_factory) -> Path:
+    """40 training and 8 validation prompts with levels asked of up to two dimensions, some untagged."""
+    source, folder = random.Random(3), tmp_path_factory.mktemp("prompts")
+    for split, count in (("train", 40), ("validation", 8)):
+        rows = []
+        for index in range(count):
+            asked = {"helpfulness": source.randint(1, 5), "harmless": source.randint(1, 2)}
+            names = source.sample(list(asked), index % 3)
+            rows.append({"prompt": sentence(source, 2, 6), "preferences": {n: asked[n] for n in names}, "group": index})
+        write_rows(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policy_arguments(sft_run, reward_run, prompt_dir) -> list[str]:
+    """train_policy from the language model and the reward model, everything but run_dir: 4 steps of 8 prompts."""
+    return [
+        f"policy={sft_run}", f"reward={reward_run}", f"data={prompt_dir}", "generation.max_new_tokens=8",
+        "generation.batch_size=10", "max_length=90", "batch.prompts=8", "batch.micro_size=4", "batch.score_size=4",
+        "batch.logprob_chunk=16", "trainer.max_steps=4", "trainer.validate_every=2", "trainer.validation_prompts=8",
+        "trainer.checkpoint_every=2", "trainer.samples_every=1", "trainer.samples_shown=8", "trainer.tensorboard=false",
+        "optimizer.lr=3e-3", "optimizer.warmup_steps=0",
+    ]  # fmt: skip

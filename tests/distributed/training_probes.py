@@ -18,6 +18,7 @@ def import_everything() -> None:
 
     import nemo_moslim.huggingface.qwen2  # noqa: F401
     import nemo_moslim.training.supervised  # noqa: F401
+    import nemo_moslim.training.train_policy  # noqa: F401
 
 
 def example(name: str):
@@ -53,6 +54,9 @@ def plan_fault(moment: str, step: int) -> None:
 
     from nemo_moslim.training import checkpoint, telemetry
 
+    if moment in ("collect", "prepare", "update", "policy checkpoint"):
+        plan_policy_fault(moment, step)
+        return
     if moment == "sigterm":
         original = telemetry.Telemetry.on_train_batch_start
 
@@ -81,6 +85,35 @@ def plan_fault(moment: str, step: int) -> None:
         checkpoint.mark_best = deadly(checkpoint.mark_best, lambda run_dir, marked, *_: marked == name)
     else:
         raise ValueError(moment)
+
+
+def plan_policy_fault(moment: str, step: int) -> None:
+    """SIGKILL of this process in a phase of a policy's step, or in the middle of writing its checkpoint."""
+    from nemo_moslim.rollout.collect import Collector
+    from nemo_moslim.training import rl_checkpoint, rl_loop
+    from nemo_moslim.training.trained_model import TrainedModel
+
+    reached = []
+
+    def deadly(function, counts):
+        def wrapped(*args, **kwargs):
+            if counts(*args, **kwargs):
+                reached.append(1)
+            if len(reached) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    if moment == "collect":  # a training step's, not a validation's
+        wanted = lambda self, data, prompts, number: number != rl_loop.VALIDATION_STEP  # noqa: E731
+        Collector.collect = deadly(Collector.collect, wanted)
+    elif moment == "prepare":
+        rl_loop.answer_kl = deadly(rl_loop.answer_kl, lambda *_: True)
+    elif moment == "update":
+        TrainedModel.update = deadly(TrainedModel.update, lambda *_: True)
+    else:
+        rl_checkpoint.dist_checkpointing.save = deadly(rl_checkpoint.dist_checkpointing.save, lambda *_, **__: True)
 
 
 def call_with_errors(entry: str, cases: list[list[str]]) -> list[dict]:
@@ -218,3 +251,55 @@ def head_probabilities(run_dir: str, checkpoint_of: str, data: str) -> list[list
             logits = module(tokens, torch.arange(tokens.shape[1])[None], attention_mask=None)[0, -1]
             found.append(probabilities(logits, config.levels, config.loss).tolist())
     return found
+
+
+def generation_against_full_forward(run_dir: str, prompts: list[list[int]], temperature: float, batches: list[int]):
+    """Answers by the generator at several batch sizes, and by a loop that runs the whole sequence for every token.
+
+    Returns:
+        {"naive": answers, "10": answers, …}, each a list of [tokens, logprobs, finished].
+    """
+    import torch
+
+    from nemo_moslim.config import GenerationConfig
+    from nemo_moslim.rollout.generate import MegatronGenerator
+    from nemo_moslim.rollout.sampling import sample_tokens, uniform_draws
+
+    module, _, tokenizer = lone_module(run_dir, run_dir)
+    eos, vocab, limit, samples = tokenizer.eos_token_id, len(tokenizer), 12, 2
+    seeds = [(1, place, sample) for place in range(len(prompts)) for sample in range(samples)]
+    found = {"naive": []}
+    for row, seed in enumerate(seeds):
+        tokens, logprobs = list(prompts[row // samples]), []
+        draws = uniform_draws([seed], limit)
+        for place in range(limit):
+            with torch.no_grad():
+                ids = torch.tensor([tokens])
+                logits = module(ids, torch.arange(len(tokens))[None], attention_mask=None)[:, -1, :vocab]
+            new, logprob = sample_tokens(logits, draws[:, place], temperature, 1.0, 0)
+            tokens.append(int(new))
+            logprobs.append(float(logprob))
+            if int(new) == eos:
+                break
+        found["naive"].append([tokens[len(prompts[row // samples]) :], logprobs, tokens[-1] == eos])
+    for size in batches:
+        settings = GenerationConfig(limit, temperature, 1.0, 0, size)
+        made = MegatronGenerator(module, settings, [eos], vocab, 64).generate(prompts, seeds, samples)
+        rows = zip(made.tokens, made.logprobs, made.finished, strict=True)
+        found[str(size)] = [[t.tolist(), lp.tolist(), bool(f)] for t, lp, f in rows]
+    return found
+
+
+def train_policy_with_bad_reward(arguments: list[str], step: int) -> None:
+    """`examples/train_policy.py` whose reward model answers NaN in a step."""
+    import nemo_moslim.rollout.score as score
+
+    original, calls = score.map_rewards, []
+
+    def broken(*args):
+        rewards, parts = original(*args)
+        calls.append(1)
+        return (rewards * float("nan"), parts) if len(calls) == step + 1 else (rewards, parts)  # call 1 validates
+
+    score.map_rewards = broken
+    train("train_policy", arguments)

@@ -1,0 +1,122 @@
+"""A policy run that is stopped or killed in any phase and started again ends as if nothing had happened."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from training_client import metrics, steps_done, wait_for, weights
+
+from nemo_moslim.run_folder import list_checkpoints
+
+PPO = ["algorithm=ppo", "algorithm.samples=2", "algorithm.epochs=2", "batch.mini_size=8", "algorithm.kl_target=1.0"]
+LAYOUTS = {"one rank": (1, []), "DP=2": (2, []), "TP=2": (2, ["parallel.tensor=2"])}
+
+
+@pytest.fixture(scope="module")
+def arguments(policy_arguments):
+    """Six steps; a checkpoint every second, a validation every third."""
+    steps = ["trainer.max_steps=6", "trainer.validate_every=3", "trainer.checkpoint_every=2"]
+    return [*policy_arguments, *PPO, *steps]
+
+
+@pytest.fixture(scope="module")
+def straight(trainings, arguments, tmp_path_factory):
+    """Run directory of an uninterrupted run per layout, made once."""
+    made = {}
+
+    def run(name):
+        if name not in made:
+            ranks, layout = LAYOUTS[name]
+            made[name] = tmp_path_factory.mktemp("straight")
+            trainings.train("train_policy", *arguments, *layout, f"run_dir={made[name]}", ranks=ranks)
+        return made[name]
+
+    return run
+
+
+def assert_same_run(run_dir, expected):
+    """Policy, critic, optimizers, controller, samples and metrics to the bit; nothing unfinished left."""
+    ignored = ("memory_gigabytes",)
+    strip = lambda rows: [{k: v for k, v in row.items() if k not in ignored} for row in rows]  # noqa: E731
+    assert strip(metrics(run_dir)) == strip(metrics(expected))
+    assert (run_dir / "samples.jsonl").read_text() == (expected / "samples.jsonl").read_text()
+    for part in ("", "critic"):
+        mine, theirs = (weights(folder / "checkpoints" / "step=000006" / part) for folder in (run_dir, expected))
+        assert mine.keys() == theirs.keys() and any("exp_avg_sq" in name for name in mine)
+        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    states = [(f / "checkpoints" / "step=000006" / "loop.json").read_text() for f in (run_dir, expected)]
+    assert states[0] == states[1] and json.loads(states[0])["kl_coef"] != 0.05
+    assert list((run_dir / "checkpoints").glob(".*")) == []
+    best = [(f / "checkpoints" / "best.json").read_text() for f in (run_dir, expected)]
+    assert best[0] == best[1]
+
+
+@pytest.mark.parametrize(
+    ("moment", "count"),
+    [("collect", 1), ("collect", 4), ("prepare", 5), ("update", 3), ("update", 19), ("policy checkpoint", 2),
+     ("policy checkpoint", 3)],
+)  # fmt: skip
+def test_a_kill_in_any_phase(moment, count, straight, trainings, arguments, tmp_path):
+    command = [*arguments, f"run_dir={tmp_path}"]
+    job = trainings.start("train", entry="train_policy", arguments=command, fault={"moment": moment, "step": count})
+    assert trainings.wait(job) == [-signal.SIGKILL]
+    assert len(list_checkpoints(tmp_path)) <= 3
+    trainings.train("train_policy", *command)
+    assert_same_run(tmp_path, straight("one rank"))
+
+
+@pytest.mark.parametrize("layout", ["DP=2", "TP=2"])
+def test_a_kill_of_one_rank_ends_the_job_and_the_run_resumes(layout, straight, trainings, arguments, tmp_path):
+    ranks, split = LAYOUTS[layout]
+    command = [*arguments, *split, f"run_dir={tmp_path}"]
+    job = trainings.start("train", ranks=ranks, entry="train_policy", arguments=command)
+    wait_for(lambda: steps_done(tmp_path) >= 4, job)
+    job.signal(signal.SIGKILL, [1])
+    assert all(trainings.wait(job))
+    trainings.train("train_policy", *command, ranks=ranks)
+    assert_same_run(tmp_path, straight(layout))
+
+
+def test_sigterm_saves_after_the_step_and_ends_well(straight, trainings, arguments, tmp_path):
+    command = [*arguments, f"run_dir={tmp_path}"]
+    job = trainings.start("train", entry="train_policy", arguments=command)
+    wait_for(lambda: steps_done(tmp_path) >= 3, job)
+    job.signal(signal.SIGTERM)
+    assert trainings.wait(job) == [0] and "told to (SIGTERM)" in job.output()
+    done = metrics(tmp_path)[-1]["step"]
+    assert list_checkpoints(tmp_path)[-1].name == f"step={done:06d}" and done < 6
+    assert json.loads((tmp_path / "summary.json").read_text())["finished"] is False
+    trainings.train("train_policy", *command)
+    assert_same_run(tmp_path, straight("one rank"))
+
+
+def test_a_checkpoint_continues_on_another_layout(straight, trainings, arguments, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    written = straight("one rank")
+    source = list_checkpoints(written)[0]
+    shutil.copytree(source, tmp_path / "checkpoints" / source.name)
+    trainings.train("train_policy", *arguments, f"run_dir={tmp_path}", "parallel.tensor=2", ranks=2)
+    rows, expected = metrics(tmp_path), metrics(written)
+    assert rows[-1]["step"] == 6
+    first = next(row for row in expected if row["step"] == rows[0]["step"])
+    for key in ("reward", "loss", "kl", "value_loss"):
+        assert rows[0][key] == pytest.approx(first[key], rel=1e-4, abs=1e-6)
+
+
+def test_a_reward_that_is_no_number_stops_before_the_weights_are_touched(trainings, arguments, tmp_path):
+    command = [*arguments, f"run_dir={tmp_path}"]
+    job = trainings.start("train_policy_with_bad_reward", arguments=command, step=3)
+    assert trainings.wait(job) == [1]
+    assert "step 3: the reward of 16 answers is not finite, first for the prompt" in job.output()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step=000002"] and metrics(tmp_path)[-1]["step"] == 2
+
+
+def test_another_algorithm_cannot_resume_the_run(straight, trainings, arguments, policy_arguments, tmp_path):
+    trainings.train(
+        "train_policy", *policy_arguments, "algorithm.samples=2", f"run_dir={tmp_path}", "trainer.max_steps=2"
+    )
+    job = trainings.start("train", entry="train_policy", arguments=[*arguments, f"run_dir={tmp_path}"])
+    assert trainings.wait(job) != [0]
+    assert "no critic in it; resume with the algorithm that began the run" in job.output()
