@@ -1,4 +1,4 @@
-"""The method on the embedded world, on this machine's CPU: data, SFT, reward model, evaluation, export.
+"""The method on the embedded world, on this machine's CPU: data, SFT, reward model, policy, evaluation, export.
 
 python examples/quickstart.py        (make quickstart)
 """
@@ -15,34 +15,45 @@ def main(config):
     from nemo_moslim.stages import Recipe
 
     out = Path(config.output)
-    recipe = Recipe(out, stages=8)
-    sft, ratings, tokenizer = out / "data/sft", out / "data/ratings", out / "data/tokenizer"
-    recipe.run("sft data", "prepare_data.py", "task=sft", "source=world", f"output={sft}", "seed=1")
-    recipe.run("ratings", "prepare_data.py", "task=ratings", "source=world", f"output={ratings}", "seed=1")
+    recipe = Recipe(out, stages=11)
+    sft, ratings, prompts, tokenizer = (out / "data" / name for name in ("sft", "ratings", "prompts", "tokenizer"))
+    world = ("source=world", "seed=1")
+    recipe.run("sft data", "prepare_data.py", "task=sft", *world, f"output={sft}")
+    recipe.run("ratings", "prepare_data.py", "task=ratings", *world, f"output={ratings}", *config.ratings)
+    recipe.run("prompts", "prepare_data.py", "task=prompts", *world, f"output={prompts}", *config.prompts)
     recipe.run("tokenizer", "prepare_data.py", "task=tokenizer", f"input={sft}/train.jsonl", "vocab_size=1024",
                f"output={tokenizer}")  # fmt: skip
     recipe.run("sft", "train_sft.py", f"data={sft}", f"tokenizer={tokenizer}", f"run_dir={out}/sft",
                *config.sft, ranks=2)  # fmt: skip
     recipe.run("reward model", "train_rm.py", f"model.init={out}/sft", f"data={ratings}", f"run_dir={out}/reward",
                *config.reward, ranks=2)  # fmt: skip
-    recipe.run("evaluation", "evaluate.py", "task=reward", f"run={out}/reward", f"data={ratings}/test.jsonl",
-               f"output={out}/report/reward.json")  # fmt: skip
-    for name in ("reward", "sft"):
-        export = out / "export" / ("reward" if name == "reward" else "policy")
+    recipe.run("reward evaluation", "evaluate.py", "task=reward", f"run={out}/reward", f"data={ratings}/test.jsonl",
+               f"output={out}/report/reward.json", ranks=2)  # fmt: skip
+    recipe.run("policy", "train_policy.py", f"policy={out}/sft", f"reward={out}/reward", f"data={prompts}",
+               f"run_dir={out}/policy", *config.policy, ranks=2)  # fmt: skip
+    recipe.run("control evaluation", "evaluate.py", "task=controllability", f"policy={out}/policy",
+               f"reward={out}/reward", f"data={prompts}/test.jsonl", f"train={prompts}/train.jsonl",
+               f"output={out}/report", ranks=2)  # fmt: skip
+    for name in ("reward", "policy"):
+        export = out / "export" / name
         if f"export {name}" not in recipe.seconds:
             shutil.rmtree(export, ignore_errors=True)
         recipe.run(f"export {name}", "export_hf.py", f"run={out}/{name}", f"output={export}")
-    metrics = json.loads((out / "report/reward.json").read_text())
-    summary = {"reward": metrics, "seconds": recipe.seconds}
+    reward = json.loads((out / "report/reward.json").read_text())
+    control = json.loads((out / "report/control.json").read_text())
+    summary = {"reward": reward, "control": control, "seconds": recipe.seconds}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    total = sum(recipe.seconds.values())
+    followed = ", ".join(f"{name} {control[name]['spearman']:.2f}" for name in ("helpfulness", "honesty", "harmless"))
     print(f"""
-Reward model on unseen prompts: intensity accuracy {metrics["intensity_accuracy"]:.3f}; {total:.0f} s in all.
-  {out}/report/reward_confusion.png     confusion matrices, reward_reliability.png beside it
-  {out}/reward/metrics.jsonl            one object per step; tensorboard --logdir {out}/reward
-  {out}/export/reward                   Hugging Face folder of the reward model; export/policy: the language model
-Next: train on your own ratings (README, "Own data"), or see every setting with
-  .venv/bin/python examples/train_rm.py --help""")
+Spearman between the level asked for and the level obtained, on unseen prompts: {followed}.
+Reward model: intensity accuracy {reward["intensity_accuracy"]:.3f}. {sum(recipe.seconds.values()):.0f} s in all.
+  {out}/report/control.png              obtained level against requested level; confusion and pairs beside it
+  {out}/report/reward_confusion.png     the reward model's confusion matrices
+  {out}/policy/metrics.jsonl            one object per step; tensorboard --logdir {out}
+  {out}/export                          Hugging Face folders of the reward model and the policy
+Next: ask it yourself, at every level of a dimension or in a session:
+  .venv/bin/python examples/generate.py policy={out}/policy prompt="Tell me about nice birds." compare=helpfulness
+  .venv/bin/python examples/generate.py policy={out}/policy""")
 
 
 if __name__ == "__main__":

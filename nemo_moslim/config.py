@@ -458,7 +458,7 @@ class EvaluateConfig:
     def __post_init__(self):
         _one_of("task", self.task, ("reward", "controllability", "text_baseline", "table1", "grade"))
         _one_of("judge", self.judge, (None, "world", "reward"))
-        _one_of("long_prompts", self.long_prompts, LONG_PROMPTS)
+        _one_of("long_prompts", self.long_prompts, ("raise", "cut_left"))
         _require(self.untagged >= 0, "untagged", self.untagged, "a number of prompts, 0 or more")
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("long_rows", self.long_rows, LONG_ROWS)
@@ -484,7 +484,7 @@ class GenerateConfig:
 
     def __post_init__(self):
         _one_of("precision", self.precision, PRECISIONS)
-        _one_of("long_prompts", self.long_prompts, LONG_PROMPTS)
+        _one_of("long_prompts", self.long_prompts, ("raise", "cut_left"))
         _require(
             self.input is None or self.prompt is None, "prompt", self.prompt, "no prompt beside input=FILE: give one"
         )

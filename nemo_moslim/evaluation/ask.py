@@ -30,9 +30,10 @@ def ask(config: GenerateConfig) -> None:
     """
     schema = PreferenceSchema.from_dict(to_plain(config.preferences))
     rows = read_questions(config.input, schema) if config.input else None
+    preferences, prompt = schema.parse(config.prompt) if config.prompt is not None else ({}, None)
     if config.compare:
         schema.dimension(config.compare)
-    if rows is None and config.prompt is None and world_size() > 1:
+    if rows is None and prompt is None and world_size() > 1:
         raise ValueError(
             "an interactive session runs on one rank: start it without torchrun, or give prompt= or input="
         )
@@ -46,8 +47,7 @@ def ask(config: GenerateConfig) -> None:
         texts, _ = answerer.answer(rows, schema, config.seed, config.long_prompts, config.input)
         if is_rank_zero():
             write_answers(config.output, rows, texts)
-    elif config.prompt is not None:
-        preferences, prompt = schema.parse(config.prompt)
+    elif prompt is not None:
         show(answerer, schema, prompt, variants(preferences, config.compare, schema), config)
     else:
         Session(answerer, schema, config).run()

@@ -16,6 +16,7 @@ from nemo_moslim.functional.statistics import RunningStatistics, check_floor, me
 from nemo_moslim.huggingface.checkpoint_reader import CheckpointReader
 from nemo_moslim.huggingface.folder_readme import policy_readme, reward_model_readme
 from nemo_moslim.huggingface.qwen2 import SETTINGS_KEY, architecture_to_hf, hf_tensors
+from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.run_folder import resolve_checkpoint
 
 HEAD = "output_layer.weight"
@@ -57,7 +58,8 @@ def export_hf(run: str, output: str, dtype: str, max_shard_gigabytes: float) -> 
         (unfinished / "README.md").write_text(reward_model_readme(config.schema, config.loss))
     else:
         write_policy_config(unfinished, settings, tokenizer, dtype)
-        (unfinished / "README.md").write_text(policy_readme())
+        schema = PreferenceSchema.from_dict(config.asked) if config.asked else None
+        (unfinished / "README.md").write_text(policy_readme(schema))
     tokenizer.save_pretrained(unfinished)
     shards = ShardWriter(unfinished, max_shard_gigabytes)
     tied = architecture["share_embeddings_and_output_weights"]

@@ -34,12 +34,32 @@ with torch.no_grad():
 - In vLLM ask for raw logits (its default softmax spans all heads): serve it for classification with activation off.
 """
 
-_POLICY = """# Language model
+_LANGUAGE_MODEL = """# Language model
 
 Stock `Qwen2ForCausalLM`, no remote code; prompts go through the tokenizer's chat template.
+"""
 
-If it was trained as a preference-controlled policy, write the wanted levels before the prompt, in the user's message:
-`<helpfulness 5><harmless 2> Name some fruits.` Leave a dimension out to leave it open.
+_POLICY = """# Policy that follows preferences in the prompt
+
+Stock `Qwen2ForCausalLM`, no remote code. Write the levels you want before the prompt, in the user's message, with one
+space after the last tag; leave a dimension out to leave it open. The order of the tags does not matter.
+
+| dimension | lowest | highest |
+|---|---|---|
+{rows}
+
+```python
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER").eval()
+chat = [{{"role": "user", "content": "{prefix}Tell me about birds."}}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+with torch.no_grad():
+    answer = model.generate(**inputs, max_new_tokens=64, do_sample=True)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
 """
 
 
@@ -64,6 +84,10 @@ def reward_model_readme(schema: PreferenceSchema, loss: str) -> str:
     )
 
 
-def policy_readme() -> str:
-    """README of an exported language model."""
-    return _POLICY
+def policy_readme(schema: PreferenceSchema | None) -> str:
+    """README of an exported language model; with a schema, of one that was trained to follow preferences."""
+    if schema is None:
+        return _LANGUAGE_MODEL
+    rows = "\n".join(f"| {d.name} | `{d.written(1)}` | `{d.written(d.levels)}` |" for d in schema.dimensions)
+    prefix = schema.render({d.name: d.levels for d in schema.dimensions[:2]})
+    return _POLICY.format(rows=rows, prefix=prefix)

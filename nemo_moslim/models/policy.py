@@ -25,8 +25,9 @@ def language_model_step(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
 
 @dataclass
 class PolicyConfig(BackboneConfig):
-    """A causal language model."""
+    """A causal language model. `asked` is `PreferenceSchema.to_dict()` where it was trained to follow preferences."""
 
+    asked: dict | None = None
     data_step_fn: Callable = next_batch
     forward_step_fn: Callable = language_model_step
 

@@ -1,4 +1,4 @@
-"""Answers to prompts, spread over the data-parallel ranks: for training, for evaluation, for people who try a policy."""
+"""Answers to prompts, spread over the data-parallel ranks: for training, for evaluation and for people who ask."""
 
 from collections.abc import Sequence
 from pathlib import Path

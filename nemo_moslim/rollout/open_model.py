@@ -21,6 +21,7 @@ from nemo_moslim.models.initial_weights import load_weights, tokenizer_folder
 from nemo_moslim.models.policy import PolicyConfig, PolicyModel
 from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
 from nemo_moslim.models.summed_loss import SummedLossModel
+from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.run_folder import is_run, resolve_checkpoint
 
 
@@ -43,18 +44,24 @@ def open_reward_model(path: str, parallel: ParallelConfig, precision: str) -> tu
     return built(RewardModel(config), fill, parallel, precision), tokenizer
 
 
-def open_policy(path: str, parallel: ParallelConfig, precision: str, key: str = "policy") -> tuple[PolicyModel, Path]:
+def open_policy(
+    path: str, parallel: ParallelConfig, precision: str, asked: PreferenceSchema | None = None
+) -> tuple[PolicyModel, Path]:
     """A language model with this rank's weights, in evaluation mode, and the folder of its tokenizer.
 
+    Args:
+        asked: the preferences that it is going to be trained to follow.
+
     Raises:
-        ValueError: as `open_reward_model`; `key` is the setting that named the path.
+        ValueError: as `open_reward_model`.
     """
-    source = open_source(path, key)
+    source = open_source(path, "policy")
     if getattr(source.config, "preferences", None) or (
         isinstance(source.config, dict) and SETTINGS_KEY in source.config
     ):
-        raise ValueError(f"{key}={path}: a reward model, where a language model is expected")
-    config = PolicyConfig(**source.architecture, seq_length=source.max_length)
+        raise ValueError(f"policy={path}: a reward model, where a language model is expected")
+    preferences = asked.to_dict() if asked else None
+    config = PolicyConfig(**source.architecture, seq_length=source.max_length, asked=preferences)
     model = PolicyModel(config, tokenizer=nemo_tokenizer(source.tokenizer_folder))
     return built(model, source.load_into, parallel, precision), Path(source.tokenizer_folder)
 

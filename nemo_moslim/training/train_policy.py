@@ -60,9 +60,9 @@ def train_policy(config: PolicyTrainingConfig) -> None:
     remove_unfinished(config.run_dir)
     write_in_this_process()
 
-    model, tokenizer_folder = open_policy(config.policy, parallel, config.precision)
     reward_model, reward_tokenizer = open_reward_model(config.reward, parallel, config.precision)
     scorer = LocalScorer(reward_model, reward_tokenizer, config.normalize, config.batch.score_size, config.offload)
+    model, tokenizer_folder = open_policy(config.policy, parallel, config.precision, scorer.schema)
     encoder = ChatEncoder(load_tokenizer(tokenizer_folder))
     max_length = config.max_length or model.config.seq_length
     train, validation = prompt_data(config, scorer, encoder, max_length)

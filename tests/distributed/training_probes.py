@@ -118,6 +118,8 @@ def plan_policy_fault(moment: str, step: int) -> None:
 
 def call_with_errors(entry: str, cases: list[list[str]]) -> list[dict]:
     """`examples/ENTRY.py` with each list of arguments: its exit code and what it wrote to stderr."""
+    from nemo_moslim.parallel.layout import leave_process_group
+
     main, results = example(entry).main, []
     for arguments in cases:
         text, code = io.StringIO(), 0
@@ -126,6 +128,7 @@ def call_with_errors(entry: str, cases: list[list[str]]) -> list[dict]:
                 main(arguments)
             except SystemExit as stop:
                 code = stop.code
+        leave_process_group()  # where the error came after it was made
         results.append({"code": code, "stderr": text.getvalue()})
     return results
 
