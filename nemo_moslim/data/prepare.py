@@ -74,7 +74,8 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     if settings.task == "tokenizer":
         from nemo_moslim.data.tokenizer import train_tokenizer
 
-        return train_tokenizer(settings.inputs, settings.output, settings.vocab_size)
+        tags = settings.schema.class_names if settings.tag_tokens else ()
+        return train_tokenizer(settings.inputs, settings.output, settings.vocab_size, tags)
     run = _Run(settings)
     with open_output(settings.output) as folder:
         run.write(folder)

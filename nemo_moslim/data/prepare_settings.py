@@ -32,6 +32,7 @@ class PrepareSettings:
     untagged_share: float
     held_out_share: float
     vocab_size: int
+    tag_tokens: bool
     hub: Mapping[str, str | None]
     world: Mapping[str, Any]
 
@@ -61,6 +62,7 @@ class PrepareSettings:
             untagged_share=_share(config, "untagged_share"),
             held_out_share=_share(config, "held_out_share"),
             vocab_size=_integer(config, "vocab_size", 1),
+            tag_tokens=_choice(config, "tag_tokens", (True, False)),
             hub=dict(config["hub"]),
             world=dict(config["world"]),
         )

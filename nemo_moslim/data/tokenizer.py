@@ -58,19 +58,22 @@ def _texts_of(row: dict[str, Any]) -> Iterator[str]:
             yield from (m["content"] for m in value if isinstance(m, dict) and isinstance(m.get("content"), str))
 
 
-def train_tokenizer(sources: Sequence[str], output: str, vocab_size: int) -> dict[str, Any]:
+def train_tokenizer(sources: Sequence[str], output: str, vocab_size: int, tags: Sequence[str] = ()) -> dict[str, Any]:
     """Train on the texts of ``sources``, write the tokenizer's folder, and return its manifest.
 
-    ``vocab_size`` counts the three special tokens and the 256 bytes; a small text may not have enough pairs to merge,
+    Each of ``tags`` (``<helpfulness 5>``) becomes one token, so that a policy has one thing to learn per level.
+    ``vocab_size`` counts them, the three special tokens and the 256 bytes; a small text may not have enough pairs to merge,
     then the manifest's ``vocab_size`` is smaller than ``vocab_size_asked``. Decoding an encoded text gives it back.
 
     Raises:
         ValueError: a vocab_size that cannot hold bytes and special tokens, an unreadable row, an output of others.
     """
-    smallest = BYTES + len(SPECIAL_TOKENS)
+    smallest = BYTES + len(SPECIAL_TOKENS) + len(tags)
     if vocab_size < smallest:
-        raise ValueError(f"vocab_size must be at least {smallest} (256 bytes and 3 special tokens), got {vocab_size}")
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+        raise ValueError(
+            f"vocab_size must be at least {smallest} (256 bytes, 3 special tokens, {len(tags)} tags), got {vocab_size}"
+        )
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -81,7 +84,7 @@ def train_tokenizer(sources: Sequence[str], output: str, vocab_size: int) -> dic
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(tags),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -96,7 +99,8 @@ def train_tokenizer(sources: Sequence[str], output: str, vocab_size: int) -> dic
 
     with open_output(output) as folder:
         tokenizer.train_from_iterator(counted(), trainer)
-        save_tokenizer(tokenizer, str(folder.path))
+        tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
+        save_tokenizer(tokenizer, str(folder.path), tags)
         inputs = [{"path": path, "sha256": sha256_of(path) if Path(path).is_file() else None} for path in sources]
         return folder.write_manifest(
             {
@@ -109,14 +113,15 @@ def train_tokenizer(sources: Sequence[str], output: str, vocab_size: int) -> dic
         )
 
 
-def save_tokenizer(tokenizer: Any, folder: str) -> None:
+def save_tokenizer(tokenizer: Any, folder: str, tags: Sequence[str] = ()) -> None:
     """Write a ``tokenizers.Tokenizer`` as a folder that ``AutoTokenizer`` loads, chat template included."""
     path = Path(folder)
-    entry = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    entry = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     names = {"pad_token": PAD, "eos_token": TURN_END, "additional_special_tokens": [TURN_START, TURN_END]}
     config = {
         "added_tokens_decoder": {
-            str(tokenizer.token_to_id(token)): {"content": token, **entry} for token in SPECIAL_TOKENS
+            str(tokenizer.token_to_id(token)): {"content": token, **entry, "special": token in SPECIAL_TOKENS}
+            for token in (*SPECIAL_TOKENS, *tags)
         },
         **names,
         "chat_template": CHAT_TEMPLATE,

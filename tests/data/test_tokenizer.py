@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_moslim.data import world
+from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
 from nemo_moslim.data.tokenizer import read_texts, train_tokenizer
 
 
@@ -93,3 +94,19 @@ def test_a_small_text_is_said_to_be_too_small(tmp_path):
     (tmp_path / "a.txt").write_text("abc\n")
     manifest = train_tokenizer([str(tmp_path / "a.txt")], str(tmp_path / "out"), 1000)
     assert manifest["vocab_size"] < manifest["vocab_size_asked"] == 1000
+
+
+def test_a_tag_is_one_token_and_text_comes_back(tmp_path):
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"prompt": "Name some fruits.", "response": "Pears and plums."}\n')
+    tags = ("<helpfulness 1>", "<helpfulness 2>")
+    manifest = train_tokenizer([str(source)], str(tmp_path / "out"), 300, tags)
+    assert manifest["vocab_size"] <= 300
+    encoder = ChatEncoder(load_tokenizer(tmp_path / "out"))
+    text = "<helpfulness 2> Name <helpfulness 3> fruits."
+    (ids,) = encoder.encode_texts([text])
+    assert encoder.tokenizer.decode(ids[:1]) == "<helpfulness 2>" and encoder.tokenizer.decode(ids) == text
+    assert sum(encoder.tokenizer.decode([token]) in tags for token in ids) == 1
+    assert encoder.tokenizer.decode(ids, skip_special_tokens=True) == text
+    with pytest.raises(ValueError, match="256 bytes, 3 special tokens, 2 tags"):
+        train_tokenizer([str(source)], str(tmp_path / "small"), 260, tags)
