@@ -4,6 +4,7 @@ from nemo_moslim.cli import compose_config
 from nemo_moslim.config import (
     ModelConfig,
     ParallelConfig,
+    PolicyTrainingConfig,
     RewardModelTrainingConfig,
     SFTConfig,
     parse,
@@ -128,3 +129,33 @@ def test_layouts_that_cannot_run_are_refused(layout, changes, ranks, message):
 
 def test_data_parallel_ranks_are_what_is_left():
     assert [data_parallel_size(parallel(tensor=2), ranks) for ranks in (2, 4, 8)] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "checked", "lr"),
+    [
+        ("train_rm", "reward_model_7b", RewardModelTrainingConfig, 1e-5),
+        ("train_policy", "ppo_7b", PolicyTrainingConfig, 1e-6),
+        ("train_policy", "rloo_7b", PolicyTrainingConfig, 1e-5),
+        ("train_policy", "online_dpo_7b", PolicyTrainingConfig, 2e-5),
+    ],
+)
+def test_the_papers_settings(entry, name, checked, lr):
+    required = {"train_rm": ["run_dir=r", "data=d"], "train_policy": ["run_dir=r", "data=d", "policy=p", "reward=q"]}
+    algorithm = [f"algorithm={name.removesuffix('_7b')}"] if entry == "train_policy" else []
+    config = parse(compose_config(entry, [*required[entry], *algorithm, f"+paper={name}"]), checked)
+    assert config.optimizer.lr == lr and config.precision == "bf16"
+
+
+def test_a_value_of_the_algorithm_is_checked_under_its_name():
+    required = ["run_dir=r", "data=d", "policy=p", "reward=q"]
+    for setting, expected in (
+        ("algorithm.epochs=0", r"algorithm\.epochs=0"),
+        ("algorithm.samples=1", r"algorithm\.samples=1: expected 2 or more"),
+        ("algorithm.kl_coef=x", "kl_coef"),
+        ("batch.mini_size=100", r"batch\.mini_size=100: expected a divisor of 256"),
+        ("batch.micro_size=7", r"batch\.micro_size=7: expected a divisor"),
+        ("generation.temperature=0", r"generation\.temperature=0"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            parse(compose_config("train_policy", [*required, setting]), PolicyTrainingConfig)

@@ -284,7 +284,7 @@ def test_columns_that_json_cannot_hold(tmp_path):
         (["task=sft", "source=world", "output=x", "world.hard_share=2"], "world.hard_share must be"),
         (["task=sft", "input=3", "output="], "output: a folder is needed"),
         (["task=ratings", "input=a", "output=x", "preferences.harmless.levels=0"], "preferences.harmless.levels"),
-        (["task=tokenizer", "input=a.jsonl", "output=x", "vocab_size=9"], "vocab_size must be at least 259"),
+        (["task=tokenizer", "input=a.jsonl", "output=x", "vocab_size=9"], "vocab_size must be at least 271"),
     ],
 )
 def test_bad_settings_are_named(arguments, match, tmp_path, monkeypatch):
