@@ -63,7 +63,7 @@ def train_tokenizer(sources: Sequence[str], output: str, vocab_size: int, tags: 
 
     Each of ``tags`` (``<helpfulness 5>``) becomes one token, so that a policy has one thing to learn per level.
     ``vocab_size`` counts them, the three special tokens and the 256 bytes; a small text may not have enough pairs to
-    merge, then the manifest's ``vocab_size`` is smaller than ``vocab_size_asked``. Decoding an encoded text gives it back.
+    merge: then the manifest's ``vocab_size`` is under ``vocab_size_asked``. Decoding an encoded text gives it back.
 
     Raises:
         ValueError: a vocab_size that cannot hold bytes and special tokens, an unreadable row, an output of others.
