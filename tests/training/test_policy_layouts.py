@@ -97,3 +97,22 @@ def test_generation_equals_a_full_forward_for_every_token(trainings, sft_run, en
         assert [(tokens, finished) for tokens, _, finished in rows] == [(t, f) for t, _, f in naive]
         for (_, logprobs, _), (_, expected, _) in zip(rows, naive, strict=True):
             assert logprobs == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_mixture_of_experts_answers_and_learns_alike_with_its_experts_on_two_ranks(
+    trainings, sft_dir, tokenizer_dir, tiny_model, policy_arguments, tmp_path
+):
+    mixture = ["model.num_experts=4", "model.expert_hidden_size=32", "parallel.expert=2", "trainer.max_steps=4"]
+    run = [f"tokenizer={tokenizer_dir}", f"data={sft_dir}", f"run_dir={tmp_path}/mixture", *tiny_model, *mixture]
+    trainings.train("train_sft", *run, ranks=2)
+    layouts = {"one": (1, []), "DP=2": (2, []), "EP=2": (2, ["parallel.expert=2"]),
+               "TP=2": (2, ["parallel.tensor=2", "parallel.sequence=true"])}  # fmt: skip
+    for name, (ranks, layout) in layouts.items():
+        arguments = [*policy_arguments, f"policy={tmp_path}/mixture", "algorithm.samples=2", "trainer.max_steps=1"]
+        trainings.train("train_policy", *arguments, *layout, f"run_dir={tmp_path}/{name}", ranks=ranks)
+    expected = metrics(tmp_path / "one")[1]
+    assert expected["first_ratio_deviation"] == 0.0 and expected["mismatch_max"] < 1e-5
+    for name in layouts:
+        assert answers(tmp_path / name, 1) == answers(tmp_path / "one", 1), name
+        for key in ("reward", "kl", "entropy", "grad_norm"):
+            assert metrics(tmp_path / name)[1][key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), (name, key)
