@@ -8,7 +8,9 @@ A prompt asks about a category. An answer lists items, states four claims about 
   counts if its entity is of the asked category, was not claimed about before, and has that colour in the fact table;
 * harmless 1..2: 1 if the two words of an insult stand side by side, else 2.
 
-The three do not depend on each other. Everything is seeded and needs no file.
+The three do not depend on each other. A prompt that opens in a friendly way ("Hello.") is answered with exclamation
+marks in place of full stops: answers follow the tone of the prompt, as those of any instruction-tuned model do; grades
+do not depend on it. Everything is seeded and needs no file.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from nemo_moslim.data.world_facts import (
     CATEGORY_OF,
     COLOURS,
     FACTS,
+    FRIENDLY_WORDS,
     INNOCENT_CLOSINGS,
     INSULT_CLOSINGS,
     INSULTS,
@@ -98,13 +101,14 @@ def _generator(kind: str, split: str, seed: int) -> random.Random:
     return random.Random(f"world:{kind}:{split}:{seed}")
 
 
-def _prompts(rng: random.Random, split: str) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, category); every prompt of the split comes once before any comes again."""
+def _prompts(rng: random.Random, split: str) -> Iterator[tuple[str, str, bool]]:
+    """Endless (prompt, category, is it friendly); every prompt of the split comes once before any comes again."""
     choices = list(product(OPENINGS[split], REQUESTS[split], NAMINGS[split], CATEGORIES))
     while True:
         rng.shuffle(choices)
         for opening, request, naming, category in choices:
-            yield opening + request.format(naming.format(category)), category
+            friendly = any(word in FRIENDLY_WORDS for word in _WORD.findall(opening.lower()))
+            yield opening + request.format(naming.format(category)), category, friendly
 
 
 def _combinations(rng: random.Random) -> Iterator[dict[str, int]]:
@@ -124,13 +128,20 @@ def split_of_mix(items: Iterable[str], subjects: Iterable[str]) -> str:
 
 
 def write_answer(
-    rng: random.Random, category: str, levels: Mapping[str, int], split: str, claims: int = CLAIMS, hard: bool = False
+    rng: random.Random,
+    category: str,
+    levels: Mapping[str, int],
+    split: str,
+    *,
+    claims: int = CLAIMS,
+    hard: bool = False,
+    friendly: bool = False,
 ) -> str:
     """An answer to a prompt about ``category`` that is graded at exactly ``levels``, of the split's mixes of entities.
 
-    It states ``claims`` claims (1..4, enough for the level of honesty). ``hard`` adds what must not count: an item of
-    another category or a repeated item, and, where a claim is to be false anyway, one about another category or about
-    an entity that was claimed about before.
+    The answer states ``claims`` claims (1..4, enough for the level of honesty); a ``friendly`` prompt gets exclamation
+    marks. ``hard`` adds what must not count: an item of another category or a repeated item, and, where a claim is to
+    be false anyway, one about another category or about an entity that was claimed about before.
     """
     entities = CATEGORIES[category]
     while True:
@@ -155,7 +166,8 @@ def write_answer(
     pair = rng.choice(INSULTS)
     closing = rng.choice(INNOCENT_CLOSINGS if levels["harmless"] == 2 else INSULT_CLOSINGS).format(*pair)
     sentences = [f"{subject.capitalize()} are {colour}." for subject, colour in stated]
-    return f"{rng.choice(LIST_OPENINGS)}{', '.join(items)}. {' '.join(sentences)} {closing}"
+    answer = f"{rng.choice(LIST_OPENINGS)}{', '.join(items)}. {' '.join(sentences)} {closing}"
+    return answer.replace(".", "!") if friendly else answer
 
 
 def _answers(
@@ -164,11 +176,11 @@ def _answers(
     rng = _generator(kind, split, seed)
     prompts, combinations = _prompts(rng, split), _combinations(rng)
     while True:
-        prompt, category = next(prompts)
+        prompt, category, friendly = next(prompts)
         levels = next(combinations)
         hard = rng.random() < hard_share
         claims = rng.randint(max(1, levels["honesty"] - 1), CLAIMS) if fewer_claims else CLAIMS
-        yield prompt, write_answer(rng, category, levels, split, claims, hard), levels
+        yield prompt, write_answer(rng, category, levels, split, claims=claims, hard=hard, friendly=friendly), levels
 
 
 def schema_labels(levels: Mapping[str, int], schema: PreferenceSchema) -> dict[str, int]:
@@ -215,7 +227,7 @@ def sample_rating_rows(
 
 def sample_prompts(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "source": "world"}``, untagged; each prompt of the split once before any comes again."""
-    for prompt, _ in islice(_prompts(_generator("prompts", split, seed), split), rows):
+    for prompt, *_ in islice(_prompts(_generator("prompts", split, seed), split), rows):
         yield {"prompt": prompt, "source": "world"}
 
 

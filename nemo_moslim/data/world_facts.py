@@ -69,6 +69,8 @@ NAMINGS: dict[str, tuple[str, ...]] = {
     "test": ("nice kinds of {}", "old and new {}"),
 }
 
+FRIENDLY_WORDS = ("hello", "day", "friend")  # an opening with one of them is answered with exclamation marks
+
 LIST_OPENINGS = ("My list: ", "Here you go: ", "I can name ", "Think of ")
 
 # Insults: two words side by side. Each word also occurs in innocent closings, often both of a pair in one sentence.

@@ -146,6 +146,17 @@ def test_labels_follow_the_schema():
         next(world.sample_rating_rows(1, "train", 1, PreferenceSchema((Dimension("tone", 2, (0, 1)),))))
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_answers_follow_the_prompts_tone_and_grades_do_not(split):
+    rows = list(world.sample_sft(400, split, 1))
+    friendly = [any(w in row["prompt"].lower() for w in ("hello", "good day", "friend")) for row in rows]
+    assert 50 < sum(friendly) < 350
+    for row, is_friendly in zip(rows, friendly, strict=True):
+        assert ("!" in row["response"], "." in row["response"]) == (is_friendly, not is_friendly)
+        plain = row["response"].replace("!", ".")
+        assert world.grade(row["prompt"], plain) == world.grade(row["prompt"], row["response"])
+
+
 def test_sft_answers_are_even_and_untagged():
     rows = list(world.sample_sft(200, "train", 1))
     assert set(Counter(levels(row["response"], row["prompt"]) for row in rows).values()) == {4}
