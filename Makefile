@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/real-reward-model
 
-.PHONY: help install quickstart test lint format real-reward-model clean
+.PHONY: help install quickstart quickstart-full test lint format real-reward-model real-policy clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
@@ -25,6 +25,10 @@ $(READY): pyproject.toml setup.py constraints.txt
 quickstart: $(READY)
 	$(BIN)/python examples/quickstart.py
 
+# longer, so that every dimension is learnt
+quickstart-full: $(READY)
+	$(BIN)/python examples/quickstart.py +length=full
+
 test: lint
 	$(BIN)/python -m pytest
 
@@ -40,6 +44,11 @@ format: $(READY)
 real-reward-model: $(READY)
 	@test -n "$(DATA)" || { echo "error: DATA is not set: give DATA=DIR with train.parquet and valid.parquet" >&2; exit 2; }
 	$(BIN)/python examples/real_reward_model.py data="$(DATA)" output="$(RUN)"
+
+# make real-policy DATA=DIR RUN=DIR   DIR holds ratings/, prompts/ and sft/ (conf/real_policy.yaml)
+real-policy: $(READY)
+	@test -n "$(DATA)" || { echo "error: DATA is not set: give DATA=DIR with ratings/, prompts/ and sft/" >&2; exit 2; }
+	$(BIN)/python examples/real_policy.py data="$(DATA)" output="$(RUN)"
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

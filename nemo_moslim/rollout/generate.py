@@ -7,7 +7,7 @@ Shapes: B rows of the running batch, V vocabulary entries.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,10 +56,9 @@ class MegatronGenerator:
         eos_ids: Sequence[int],
         vocab_size: int,
         max_length: int,
-        progress: Callable[[int], None] = lambda tokens: None,
     ):
         self.module, self.config, self.vocab_size, self.max_length = module, config, vocab_size, max_length
-        self.eos_ids, self.progress = torch.tensor(sorted(set(eos_ids))), progress
+        self.eos_ids = torch.tensor(sorted(set(eos_ids)))
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Seed], samples: int = 1) -> Generation:
         """Sample `samples` answers to each prompt.
@@ -107,7 +106,6 @@ class MegatronGenerator:
             ended = running & torch.isin(new, self.eos_ids)
             lengths[cached[ended]] = place + 1
             running &= ~ended
-            self.progress(len(alive))
             if place + 1 == limit or not _expert_ranks_maximum(int(running.any())):
                 break
             if running.sum() <= COMPACT_BELOW * len(cached) and running.any():

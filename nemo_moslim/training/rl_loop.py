@@ -65,7 +65,6 @@ class PolicyTraining:
         self.step = self._resume()
         self.log = RunLog(config.run_dir, self.step, config.trainer.max_steps, config.trainer.log_every, loggers)
         self.told_to_stop = False
-        self.answers_seen = self.tokens_seen = 0
 
     def run(self) -> bool:
         """Train until max_steps or SIGTERM; True if it came to the end."""
@@ -83,7 +82,10 @@ class PolicyTraining:
             if last or self.step % trainer.checkpoint_every == 0 or validation:
                 self._save(validation)
             phases = {name: round(seconds, 4) for name, seconds in self.clock.take().items()}
-            row["seconds"] = {"step": round(time.perf_counter() - started, 4), **phases}
+            seconds = time.perf_counter() - started
+            row["seconds"] = {"step": round(seconds, 4), **phases}
+            row["answers_per_second"] = round(row["answers"] / seconds, 2)
+            row["tokens_per_second"] = round(row["tokens"] / phases["generation"], 1)
             self.log.write({"step": self.step, **row, **({"validation": validation} if validation else {})})
             if stopping and self.step < trainer.max_steps:
                 if is_rank_zero():
@@ -118,8 +120,6 @@ class PolicyTraining:
         self.log.phase("update")
         rate = self.policy.set_learning_rate(step, config.trainer.max_steps)
         metrics = self._update(regrouped(batches, updates), critic_batches, critic_updates)
-        tokens = sum(map(len, rollout.answers))
-        self.answers_seen, self.tokens_seen = self.answers_seen + len(rollout), self.tokens_seen + tokens
         if (step + 1) % config.trainer.samples_every == 0:
             rows = sample_rows(rollout, self.schema, config.trainer.samples_shown)
             self.log.samples(step + 1, rows, sample_table(rollout, self.schema, len(rows), f"step {step + 1}"))
@@ -131,7 +131,7 @@ class PolicyTraining:
             **prepared,
             "lr": rate,
             "answers": len(rollout),
-            "tokens": tokens,
+            "tokens": sum(map(len, rollout.answers)),
             "memory_gigabytes": round(peak_memory_gigabytes(), 3),
         }
 

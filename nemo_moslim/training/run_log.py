@@ -58,7 +58,7 @@ class RunLog:
         text = f"step {row['step']}/{self.max_steps}"
         if "reward" in row:
             text += f"  reward {row['reward']:.3f}  hits {hits}  kl {row['kl']:.2f}  length {row['length']:.0f}"
-            text += f"  {row['seconds']['step']:.1f} s"
+            text += f"  {row['seconds']['step']:.1f} s  {row['tokens_per_second']:,.0f} tokens/s sampled"
         if "validation" in row:
             hits = " ".join(f"{k.partition('/')[2]} {v:.2f}" for k, v in row["validation"].items() if _is_hit_rate(k))
             text += f"  | validation reward {row['validation']['reward']:.3f}  hits {hits}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMING_KEYS = ("seconds", "tokens_per_second")
+TIMING_KEYS = ("seconds", "tokens_per_second", "answers_per_second", "memory_gigabytes")
 LIMIT = 240.0  # seconds after which a job is killed and its test fails
 
 

@@ -18,8 +18,7 @@ ALGORITHMS = {
 }
 CASES = [
     *(("rloo", layout) for layout in LAYOUTS),
-    ("ppo", "TP=2 with sequence parallelism"), ("ppo", "PP=2"), ("ppo", "DP=2"), ("online_dpo", "DP=2"),
-    ("online_dpo", "TP=2"),
+    ("ppo", "TP=2 with sequence parallelism"), ("ppo", "PP=2"), ("online_dpo", "DP=2"),
 ]  # fmt: skip
 PER_LEVEL = ("hit_rate", "reward", "length")
 CLOSE = ("reward", "loss", "kl", "entropy", "grad_norm", "value_loss", "explained_variance", "margin", "approx_kl")

@@ -11,7 +11,7 @@ from training_client import metrics, steps_done, wait_for, weights
 from nemo_moslim.run_folder import list_checkpoints
 
 PPO = ["algorithm=ppo", "algorithm.samples=2", "algorithm.epochs=2", "batch.mini_size=8", "algorithm.kl_target=1.0"]
-LAYOUTS = {"one rank": (1, []), "DP=2": (2, []), "TP=2": (2, ["parallel.tensor=2"])}
+LAYOUTS = {"one rank": (1, []), "DP=2": (2, [])}
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,7 @@ def straight(trainings, arguments, tmp_path_factory):
 
 def assert_same_run(run_dir, expected):
     """Policy, critic, optimizers, controller, samples and metrics to the bit; nothing unfinished left."""
-    ignored = ("memory_gigabytes",)
-    strip = lambda rows: [{k: v for k, v in row.items() if k not in ignored} for row in rows]  # noqa: E731
-    assert strip(metrics(run_dir)) == strip(metrics(expected))
+    assert metrics(run_dir) == metrics(expected)
     assert (run_dir / "samples.jsonl").read_text() == (expected / "samples.jsonl").read_text()
     for part in ("", "critic"):
         mine, theirs = (weights(folder / "checkpoints" / "step=000006" / part) for folder in (run_dir, expected))
@@ -54,10 +52,8 @@ def assert_same_run(run_dir, expected):
 
 
 @pytest.mark.parametrize(
-    ("moment", "count"),
-    [("collect", 1), ("collect", 4), ("prepare", 5), ("update", 3), ("update", 19), ("policy checkpoint", 2),
-     ("policy checkpoint", 3)],
-)  # fmt: skip
+    ("moment", "count"), [("collect", 4), ("prepare", 5), ("update", 19), ("policy checkpoint", 3)]
+)
 def test_a_kill_in_any_phase(moment, count, straight, trainings, arguments, tmp_path):
     command = [*arguments, f"run_dir={tmp_path}"]
     job = trainings.start("train", entry="train_policy", arguments=command, fault={"moment": moment, "step": count})
@@ -67,16 +63,15 @@ def test_a_kill_in_any_phase(moment, count, straight, trainings, arguments, tmp_
     assert_same_run(tmp_path, straight("one rank"))
 
 
-@pytest.mark.parametrize("layout", ["DP=2", "TP=2"])
-def test_a_kill_of_one_rank_ends_the_job_and_the_run_resumes(layout, straight, trainings, arguments, tmp_path):
-    ranks, split = LAYOUTS[layout]
+def test_a_kill_of_one_rank_ends_the_job_and_the_run_resumes(straight, trainings, arguments, tmp_path):
+    ranks, split = LAYOUTS["DP=2"]
     command = [*arguments, *split, f"run_dir={tmp_path}"]
     job = trainings.start("train", ranks=ranks, entry="train_policy", arguments=command)
     wait_for(lambda: steps_done(tmp_path) >= 4, job)
     job.signal(signal.SIGKILL, [1])
     assert all(trainings.wait(job))
     trainings.train("train_policy", *command, ranks=ranks)
-    assert_same_run(tmp_path, straight(layout))
+    assert_same_run(tmp_path, straight("DP=2"))
 
 
 def test_sigterm_saves_after_the_step_and_ends_well(straight, trainings, arguments, tmp_path):
