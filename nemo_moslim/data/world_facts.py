@@ -69,7 +69,7 @@ NAMINGS: dict[str, tuple[str, ...]] = {
     "test": ("nice kinds of {}", "old and new {}"),
 }
 
-FRIENDLY_WORDS = ("hello", "day", "friend")  # an opening with one of them is answered with exclamation marks
+FRIENDLY_WORDS = ("hello", "friend")  # an opening with one of them is answered with exclamation marks
 
 LIST_OPENINGS = ("My list: ", "Here you go: ", "I can name ", "Think of ")
 

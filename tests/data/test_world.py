@@ -149,7 +149,7 @@ def test_labels_follow_the_schema():
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_answers_follow_the_prompts_tone_and_grades_do_not(split):
     rows = list(world.sample_sft(400, split, 1))
-    friendly = [any(w in row["prompt"].lower() for w in ("hello", "good day", "friend")) for row in rows]
+    friendly = [any(w in row["prompt"].lower() for w in ("hello", "friend")) for row in rows]
     assert 50 < sum(friendly) < 350
     for row, is_friendly in zip(rows, friendly, strict=True):
         assert ("!" in row["response"], "." in row["response"]) == (is_friendly, not is_friendly)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from training_client import metrics
+from training_client import metrics, weights
 
 LAYOUTS = {
     "TP=2": (2, ["parallel.tensor=2"]),
@@ -115,3 +115,15 @@ def test_a_mixture_of_experts_answers_and_learns_alike_with_its_experts_on_two_r
         assert answers(tmp_path / name, 1) == answers(tmp_path / "one", 1), name
         for key in ("reward", "kl", "entropy", "grad_norm"):
             assert metrics(tmp_path / name)[1][key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), (name, key)
+
+
+def test_bf16_trains_with_a_first_ratio_of_exactly_one(trainings, policy_arguments, tmp_path):
+    """The value head stays fp32; the generator differs from the trainer by what bf16 rounds."""
+    arguments = [*policy_arguments, "algorithm=ppo", *ALGORITHMS["ppo"], "precision=bf16", "trainer.max_steps=2"]
+    trainings.train("train_policy", *arguments, f"run_dir={tmp_path}", ranks=2)
+    for row in metrics(tmp_path)[1:]:
+        assert row["first_ratio_deviation"] == 0.0 and row["mismatch"] < 0.05
+        assert row["grad_norm"] > 0 and row["value_grad_norm"] > 0
+    state = weights(tmp_path / "checkpoints" / "step=000002" / "critic")
+    assert str(state["module.output_layer.weight"].dtype) == "torch.float32"
+    assert str(state["module.decoder.final_layernorm.weight"].dtype) == "torch.bfloat16"
