@@ -385,6 +385,7 @@ class PolicyTrainingConfig:
     long_prompts: str
     max_length: int | None
     offload: bool
+    recompute: str | None
     generation: GenerationConfig
     optimizer: OptimizerConfig
     batch: PolicyBatchConfig
@@ -395,6 +396,7 @@ class PolicyTrainingConfig:
         _one_of("normalize", self.normalize, NORMALIZE)
         _one_of("cut_answers", self.cut_answers, CUT_ANSWERS)
         _one_of("long_prompts", self.long_prompts, LONG_PROMPTS)
+        _one_of("recompute", self.recompute, (None, "selective", "full"))
         name = self.algorithm.get("name") if isinstance(self.algorithm, dict) else None
         _one_of("algorithm", name, tuple(ALGORITHMS))
         try:

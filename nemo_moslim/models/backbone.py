@@ -93,11 +93,14 @@ def run_settings(model: ModelConfig) -> dict:
     )
     if model.num_experts:
         settings |= dict(moe_aux_loss_coeff=model.router_aux_loss, moe_router_load_balancing_type="aux_loss")
-    if model.recompute:
-        settings |= dict(recompute_granularity=model.recompute)
-        if model.recompute == "full":
-            settings |= dict(recompute_method="uniform", recompute_num_layers=1)
-    return settings
+    return settings | recompute_settings(model.recompute)
+
+
+def recompute_settings(recompute: str | None) -> dict:
+    """Arguments for activations that are computed again in the backward pass: null, selective (attention) or full."""
+    if recompute == "full":
+        return dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    return dict(recompute_granularity=recompute) if recompute else {}
 
 
 ARCHITECTURE_FIELDS = (

@@ -15,7 +15,7 @@ from nemo_moslim.huggingface.qwen2 import (
     read_config,
 )
 from nemo_moslim.huggingface.sources import open_source
-from nemo_moslim.models.backbone import BackboneConfig
+from nemo_moslim.models.backbone import BackboneConfig, recompute_settings
 from nemo_moslim.models.critic import CriticConfig, CriticModel
 from nemo_moslim.models.initial_weights import load_weights, tokenizer_folder
 from nemo_moslim.models.policy import PolicyConfig, PolicyModel
@@ -45,12 +45,17 @@ def open_reward_model(path: str, parallel: ParallelConfig, precision: str) -> tu
 
 
 def open_policy(
-    path: str, parallel: ParallelConfig, precision: str, asked: PreferenceSchema | None = None
+    path: str,
+    parallel: ParallelConfig,
+    precision: str,
+    asked: PreferenceSchema | None = None,
+    recompute: str | None = None,
 ) -> tuple[PolicyModel, Path]:
     """A language model with this rank's weights, in evaluation mode, and the folder of its tokenizer.
 
     Args:
         asked: the preferences that it is going to be trained to follow.
+        recompute: see `models.backbone.recompute_settings`.
 
     Raises:
         ValueError: as `open_reward_model`.
@@ -61,16 +66,20 @@ def open_policy(
     ):
         raise ValueError(f"policy={path}: a reward model, where a language model is expected")
     preferences = asked.to_dict() if asked else None
-    config = PolicyConfig(**source.architecture, seq_length=source.max_length, asked=preferences)
+    config = PolicyConfig(**source.architecture, seq_length=source.max_length, asked=preferences,
+                          **recompute_settings(recompute))  # fmt: skip
     model = PolicyModel(config, tokenizer=nemo_tokenizer(source.tokenizer_folder))
     return built(model, source.load_into, parallel, precision), Path(source.tokenizer_folder)
 
 
-def open_critic(reward: str, tokenizer: Path, parallel: ParallelConfig, precision: str, seed: int) -> CriticModel:
+def open_critic(
+    reward: str, tokenizer: Path, parallel: ParallelConfig, precision: str, seed: int, recompute: str | None
+) -> CriticModel:
     """A critic on the backbone of a reward model, its value head fresh."""
     source = open_source(reward, "reward")
     architecture = {**source.architecture, "share_embeddings_and_output_weights": False}
-    config = CriticConfig(**architecture, seq_length=source.max_length, head_seed=seed)
+    config = CriticConfig(**architecture, seq_length=source.max_length, head_seed=seed,
+                          **recompute_settings(recompute))  # fmt: skip
     return built(CriticModel(config, tokenizer=nemo_tokenizer(tokenizer)), source.load_into, parallel, precision)
 
 

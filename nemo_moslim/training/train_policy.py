@@ -62,7 +62,7 @@ def train_policy(config: PolicyTrainingConfig) -> None:
 
     reward_model, reward_tokenizer = open_reward_model(config.reward, parallel, config.precision)
     scorer = LocalScorer(reward_model, reward_tokenizer, config.normalize, config.batch.score_size, config.offload)
-    model, tokenizer_folder = open_policy(config.policy, parallel, config.precision, scorer.schema)
+    model, tokenizer_folder = open_policy(config.policy, parallel, config.precision, scorer.schema, config.recompute)
     encoder = ChatEncoder(load_tokenizer(tokenizer_folder))
     max_length = config.max_length or model.config.seq_length
     train, validation = prompt_data(config, scorer, encoder, max_length)
@@ -119,7 +119,9 @@ def prompt_data(
 
 def open_trained_critic(config: PolicyTrainingConfig, tokenizer_folder: Path, max_length: int) -> TrainedModel:
     """PPO's critic from the reward model's backbone, with a learning rate of its own."""
-    model = open_critic(config.reward, tokenizer_folder, config.parallel, config.precision, config.trainer.seed)
+    model = open_critic(
+        config.reward, tokenizer_folder, config.parallel, config.precision, config.trainer.seed, config.recompute
+    )
     lr = config.algorithm.critic_lr
     optimizer: OptimizerConfig = replace(config.optimizer, lr=lr, min_lr=min(config.optimizer.min_lr, lr))
     return TrainedModel(model, optimizer, config.precision, max_length)
