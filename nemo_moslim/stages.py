@@ -1,6 +1,7 @@
 """A recipe as a list of commands: each is shown, run with its output passed through, and timed."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ class Recipe:
 
     folder: Path
     stages: int
-    cpu_threads: int = 1
     _number: int = field(default=0, init=False)
 
     def __post_init__(self):
@@ -47,7 +47,9 @@ class Recipe:
             f"\n[{self._number}/{self.stages}] {name}\n    {shown} examples/{script} {' '.join(settings)}", flush=True
         )
         started = time.perf_counter()
-        code = subprocess.run([sys.executable, *launcher, str(EXAMPLES / script), *settings], check=False).returncode
+        quiet = {"PYTHONWARNINGS": "ignore", **({"OMP_NUM_THREADS": "1"} if ranks else {})}  # torchrun warns without it
+        command = [sys.executable, *launcher, str(EXAMPLES / script), *settings]
+        code = subprocess.run(command, check=False, env={**quiet, **os.environ}).returncode
         if code:
             print(
                 f"error: stage {name!r} failed (exit code {code}); mend it and run the same command again, finished "
