@@ -33,6 +33,7 @@ from nemo_moslim.data.world_facts import (
     INSULTS,
     LIST_OPENINGS,
     NAMINGS,
+    NO_ENTITIES,
     OPENINGS,
     REQUESTS,
     SPLITS,
@@ -140,8 +141,8 @@ def write_answer(
     """An answer to a prompt about ``category`` that is graded at exactly ``levels``, of the split's mixes of entities.
 
     The answer states ``claims`` claims (1..4, enough for the level of honesty); a ``friendly`` prompt gets exclamation
-    marks. ``hard`` adds what must not count: an item of another category or a repeated item, and, where a claim is to
-    be false anyway, one about another category or about an entity that was claimed about before.
+    marks. ``hard`` adds what must not count: one to three items of another category, repeated, or no entities at all,
+    and, where a claim is to be false anyway, one about another category or an entity that was claimed about before.
     """
     entities = CATEGORIES[category]
     while True:
@@ -156,7 +157,9 @@ def write_answer(
         stated[index] = (subjects[index], wrong)
     if hard:
         others = [entity for entity in FACTS if CATEGORY_OF[entity] != category]
-        items.insert(rng.randrange(len(items) + 1), rng.choice([rng.choice(others), rng.choice(items)]))
+        for _ in range(rng.randint(1, 3)):
+            decoy = rng.choice([rng.choice(others), rng.choice(items), rng.choice(NO_ENTITIES)])
+            items.insert(rng.randrange(len(items) + 1), decoy)
         false = [index for index in range(claims) if stated[index][1] != FACTS[stated[index][0]]]
         if false:
             index = rng.choice(false)

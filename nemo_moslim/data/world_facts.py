@@ -102,3 +102,5 @@ INNOCENT_CLOSINGS = (
     "A {1} can be {0} too.",
     "Have a {0} day with the {1}.",
 )
+# Words of the answers that name nothing: a list must not grow by them.
+NO_ENTITIES = ("you", "day", "list", "robot", "head", "brick", "goat", "snail", "clown", "fish")
