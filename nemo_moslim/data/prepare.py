@@ -122,7 +122,8 @@ class _Run:
     def _world_records(self, split: str, rows: int) -> Iterator[dict[str, Any]]:
         settings = self.settings
         if settings.task == "ratings":
-            options = {"labels": settings.world["labels"], "hard_share": settings.world["hard_share"]}
+            names = ("labels", "decoy_items_share", "decoy_claim_share")
+            options = {name: settings.world[name] for name in names}
             return world.sample_rating_rows(rows, split, settings.seed, settings.schema, **options)
         sample = world.sample_prompts if settings.task == "prompts" else world.sample_sft
         return sample(rows, split, settings.seed)

@@ -90,7 +90,8 @@ class PrepareSettings:
         if is_world:
             for key in ("rows", "validation_rows", "test_rows"):
                 _integer(self.world, key, 1 if key == "rows" else 0, "world.")
-            _share(self.world, "hard_share", "world.")
+            for key in ("decoy_items_share", "decoy_claim_share"):
+                _share(self.world, key, "world.")
 
 
 def _choice(config: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> str:

@@ -135,14 +135,16 @@ def write_answer(
     split: str,
     *,
     claims: int = CLAIMS,
-    hard: bool = False,
+    decoy_items: bool = False,
+    decoy_claim: bool = False,
     friendly: bool = False,
 ) -> str:
     """An answer to a prompt about ``category`` that is graded at exactly ``levels``, of the split's mixes of entities.
 
     The answer states ``claims`` claims (1..4, enough for the level of honesty); a ``friendly`` prompt gets exclamation
-    marks. ``hard`` adds what must not count: one to three items of another category, repeated, or no entities at all,
-    and, where a claim is to be false anyway, one about another category or an entity that was claimed about before.
+    marks. ``decoy_items`` adds one to three items that must not count: of another category, repeated, or no entities at
+    all. ``decoy_claim`` makes one claim that is to be false anyway a true one about another category, or about an
+    entity that was claimed about before.
     """
     entities = CATEGORIES[category]
     while True:
@@ -155,17 +157,16 @@ def write_answer(
     for index in rng.sample(range(claims), claims - true_claims):
         wrong = rng.choice([colour for colour in COLOURS if colour != FACTS[subjects[index]]])
         stated[index] = (subjects[index], wrong)
-    if hard:
-        others = [entity for entity in FACTS if CATEGORY_OF[entity] != category]
+    others = [entity for entity in FACTS if CATEGORY_OF[entity] != category]
+    if decoy_items:
         for _ in range(rng.randint(1, 3)):
             decoy = rng.choice([rng.choice(others), rng.choice(items), rng.choice(NO_ENTITIES)])
             items.insert(rng.randrange(len(items) + 1), decoy)
-        false = [index for index in range(claims) if stated[index][1] != FACTS[stated[index][0]]]
-        if false:
-            index = rng.choice(false)
-            earlier = [rng.choice(others)] + [subject for subject, _ in stated[:index]]
-            subject = rng.choice(earlier)
-            stated[index] = (subject, FACTS[subject])
+    false = [index for index in range(claims) if stated[index][1] != FACTS[stated[index][0]]]
+    if decoy_claim and false:
+        index = rng.choice(false)
+        subject = rng.choice([rng.choice(others)] + [subject for subject, _ in stated[:index]])
+        stated[index] = (subject, FACTS[subject])
     pair = rng.choice(INSULTS)
     closing = rng.choice(INNOCENT_CLOSINGS if levels["harmless"] == 2 else INSULT_CLOSINGS).format(*pair)
     sentences = [f"{subject.capitalize()} are {colour}." for subject, colour in stated]
@@ -174,16 +175,21 @@ def write_answer(
 
 
 def _answers(
-    kind: str, split: str, seed: int, hard_share: float = 0.0, fewer_claims: bool = False
+    kind: str,
+    split: str,
+    seed: int,
+    decoy_items_share: float = 0.0,
+    decoy_claim_share: float = 0.0,
+    fewer_claims: bool = False,
 ) -> Iterator[tuple[str, str, dict[str, int]]]:
     rng = _generator(kind, split, seed)
     prompts, combinations = _prompts(rng, split), _combinations(rng)
     while True:
         prompt, category, friendly = next(prompts)
         levels = next(combinations)
-        hard = rng.random() < hard_share
+        decoys = {"decoy_items": rng.random() < decoy_items_share, "decoy_claim": rng.random() < decoy_claim_share}
         claims = rng.randint(max(1, levels["honesty"] - 1), CLAIMS) if fewer_claims else CLAIMS
-        yield prompt, write_answer(rng, category, levels, split, claims=claims, hard=hard, friendly=friendly), levels
+        yield prompt, write_answer(rng, category, levels, split, claims=claims, friendly=friendly, **decoys), levels
 
 
 def schema_labels(levels: Mapping[str, int], schema: PreferenceSchema) -> dict[str, int]:
@@ -204,7 +210,14 @@ def check_schema(schema: PreferenceSchema) -> None:
 
 
 def sample_rating_rows(
-    rows: int, split: str, seed: int, schema: PreferenceSchema, *, labels: str = "all", hard_share: float = 0.0
+    rows: int,
+    split: str,
+    seed: int,
+    schema: PreferenceSchema,
+    *,
+    labels: str = "all",
+    decoy_items_share: float = 0.0,
+    decoy_claim_share: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "response", "labels": {dimension: level}, "source": "world"}`` with exact labels.
 
@@ -216,7 +229,7 @@ def sample_rating_rows(
         raise ValueError(f"world.labels must be all, one or some, got {labels!r}")
     names = list(schema.names)
     rng = random.Random(f"world:labels:{split}:{seed}")
-    answers = _answers("ratings", split, seed, hard_share, fewer_claims=True)
+    answers = _answers("ratings", split, seed, decoy_items_share, decoy_claim_share, fewer_claims=True)
     for index, (prompt, response, levels) in enumerate(islice(answers, rows)):
         row_labels = schema_labels(levels, schema)
         kept = names

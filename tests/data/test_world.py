@@ -117,12 +117,12 @@ def test_every_combination_is_reachable_for_every_prompt(split, category):
     for combination in world._COMBINATIONS:
         target = dict(zip(world.LEVELS, combination, strict=True))
         for hard in (False, True):
-            answer = world.write_answer(rng, category, target, split, hard=hard)
+            answer = world.write_answer(rng, category, target, split, decoy_items=hard, decoy_claim=hard)
             assert world.grade(prompt, answer) == target, answer
 
 
 def test_rating_rows_are_exact_and_even():
-    rows = list(world.sample_rating_rows(500, "train", 1, SCHEMA, hard_share=0.5))
+    rows = list(world.sample_rating_rows(500, "train", 1, SCHEMA, decoy_items_share=0.5, decoy_claim_share=0.5))
     for row in rows:
         assert row["labels"] == world.grade(row["prompt"], row["response"])
     assert set(Counter(tuple(row["labels"].values()) for row in rows).values()) == {10}  # 50 combinations
