@@ -8,8 +8,9 @@ from nemo_moslim.cli import hydra_main
 
 @hydra_main("train_policy", path_keys=("run_dir", "policy", "reward", "data"))
 def main(config):
-    from nemo_moslim.config import PolicyTrainingConfig, parse
+    from nemo_moslim.config import parse
     from nemo_moslim.console import quiet_libraries
+    from nemo_moslim.policy_config import PolicyTrainingConfig
 
     checked = parse(config, PolicyTrainingConfig)
     quiet_libraries()

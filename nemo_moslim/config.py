@@ -17,22 +17,23 @@ SCHEDULES = ("constant", "linear", "cosine")
 LOSSES = ("per_head", "joint", "aligned")
 LONG_ROWS = ("raise", "drop", "cut_prompt", "cut_response")
 LONG_PROMPTS = ("raise", "drop", "cut_left")
-CUT_ANSWERS = ("score", "mask")
-NORMALIZE = ("total", "active")
 
 
-def _require(condition: bool, key: str, got: Any, expected: str) -> None:
+def require(condition: bool, key: str, got: Any, expected: str) -> None:
+    """ValueError naming the key, what it is and what it has to be."""
     if not condition:
         raise ValueError(f"{key}={got!r}: expected {expected}")
 
 
-def _one_of(key: str, got: Any, choices: tuple) -> None:
-    _require(got in choices, key, got, "one of " + ", ".join(map(str, choices)))
+def one_of(key: str, got: Any, choices: tuple) -> None:
+    """ValueError if a value is none of the choices."""
+    require(got in choices, key, got, "one of " + ", ".join(map(str, choices)))
 
 
-def _positive(prefix: str, owner: Any, *names: str) -> None:
+def positive(prefix: str, owner: Any, *names: str) -> None:
+    """ValueError if one of the owner's numbers is not above 0."""
     for name in names:
-        _require(getattr(owner, name) > 0, f"{prefix}{name}", getattr(owner, name), "a number above 0")
+        require(getattr(owner, name) > 0, f"{prefix}{name}", getattr(owner, name), "a number above 0")
 
 
 @dataclass
@@ -61,7 +62,7 @@ class ModelConfig:
     recompute: str | None
 
     def __post_init__(self):
-        _one_of("model.family", self.family, ("qwen2",))
+        one_of("model.family", self.family, ("qwen2",))
         sizes = (
             "num_layers",
             "hidden_size",
@@ -70,26 +71,26 @@ class ModelConfig:
             "num_query_groups",
             "max_length",
         )
-        _positive("model.", self, *sizes, "rotary_base", "norm_epsilon", "init_std")
+        positive("model.", self, *sizes, "rotary_base", "norm_epsilon", "init_std")
         heads, groups = self.num_attention_heads, self.num_query_groups
-        _require(
+        require(
             self.hidden_size % heads == 0,
             "model.hidden_size",
             self.hidden_size,
             f"a multiple of model.num_attention_heads={heads}",
         )
-        _require(
+        require(
             (self.hidden_size // heads) % 2 == 0,
             "model.hidden_size",
             self.hidden_size,
             f"an even head size with model.num_attention_heads={heads} (rotary embeddings)",
         )
-        _require(
+        require(
             heads % groups == 0, "model.num_query_groups", groups, f"a divisor of model.num_attention_heads={heads}"
         )
         for name in ("hidden_dropout", "attention_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
-        _one_of("model.recompute", self.recompute, (None, "selective", "full"))
+            require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "a share in [0, 1)")
+        one_of("model.recompute", self.recompute, (None, "selective", "full"))
 
 
 @dataclass
@@ -104,9 +105,9 @@ class ParallelConfig:
     sequence: bool
 
     def __post_init__(self):
-        _positive("parallel.", self, "tensor", "pipeline", "context", "expert")
+        positive("parallel.", self, "tensor", "pipeline", "context", "expert")
         if self.sequence:
-            _require(
+            require(
                 self.tensor > 1, "parallel.sequence", True, "parallel.tensor > 1 with it, or parallel.sequence=false"
             )
 
@@ -128,12 +129,10 @@ class OptimizerConfig:
     overlap: bool
 
     def __post_init__(self):
-        _positive("optimizer.", self, "lr", "eps", "clip_grad")
-        _one_of("optimizer.schedule", self.schedule, SCHEDULES)
-        _require(
-            0 <= self.min_lr <= self.lr, "optimizer.min_lr", self.min_lr, f"a value in [0, optimizer.lr={self.lr}]"
-        )
-        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "a number of steps, 0 or more")
+        positive("optimizer.", self, "lr", "eps", "clip_grad")
+        one_of("optimizer.schedule", self.schedule, SCHEDULES)
+        require(0 <= self.min_lr <= self.lr, "optimizer.min_lr", self.min_lr, f"a value in [0, optimizer.lr={self.lr}]")
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "a number of steps, 0 or more")
 
 
 @dataclass
@@ -147,11 +146,11 @@ class BatchConfig:
     long_rows: str
 
     def __post_init__(self):
-        _positive("batch.", self, "global_size", "micro_size", "bucket_batches")
-        _one_of("batch.long_rows", self.long_rows, LONG_ROWS)
+        positive("batch.", self, "global_size", "micro_size", "bucket_batches")
+        one_of("batch.long_rows", self.long_rows, LONG_ROWS)
         if self.group_size is not None:
             fits = self.group_size > 0 and not self.group_size % self.micro_size
-            _require(
+            require(
                 fits and not self.global_size % self.group_size,
                 "batch.group_size",
                 self.group_size,
@@ -177,7 +176,7 @@ class TrainerConfig:
 
     def __post_init__(self):
         names = ("max_steps", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every")
-        _positive("trainer.", self, *names)
+        positive("trainer.", self, *names)
 
 
 @dataclass
@@ -199,10 +198,10 @@ class StatisticsConfig:
     std_floor: float
 
     def __post_init__(self):
-        _one_of("statistics.mode", self.mode, ("ema", "exact"))
-        _one_of("statistics.rows", self.rows, (None, "labelled", "all"))
-        _require(0 < self.decay < 1, "statistics.decay", self.decay, "a value in (0, 1)")
-        _require(self.std_floor > 0, "statistics.std_floor", self.std_floor, "a value above 0")
+        one_of("statistics.mode", self.mode, ("ema", "exact"))
+        one_of("statistics.rows", self.rows, (None, "labelled", "all"))
+        require(0 < self.decay < 1, "statistics.decay", self.decay, "a value in (0, 1)")
+        require(self.std_floor > 0, "statistics.std_floor", self.std_floor, "a value above 0")
 
 
 @dataclass
@@ -221,7 +220,7 @@ class SupervisedConfig:
     trainer: TrainerConfig
 
     def __post_init__(self):
-        _one_of("precision", self.precision, PRECISIONS)
+        one_of("precision", self.precision, PRECISIONS)
 
 
 @dataclass
@@ -232,7 +231,7 @@ class SFTConfig(SupervisedConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _one_of("loss_on", self.loss_on, ("answers", "all"))
+        one_of("loss_on", self.loss_on, ("answers", "all"))
 
 
 @dataclass
@@ -247,9 +246,9 @@ class RewardModelTrainingConfig(SupervisedConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _one_of("loss", self.loss, LOSSES)
-        _one_of("class_weights", self.class_weights, ("none", "inverse", "inverse_sqrt"))
-        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
+        one_of("loss", self.loss, LOSSES)
+        one_of("class_weights", self.class_weights, ("none", "inverse", "inverse_sqrt"))
+        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
 
 
 @dataclass
@@ -263,169 +262,10 @@ class GenerationConfig:
     batch_size: int
 
     def __post_init__(self):
-        _positive("generation.", self, "max_new_tokens", "batch_size")
-        _require(self.temperature >= 0, "generation.temperature", self.temperature, "0 (most likely token) or more")
-        _require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "a share in (0, 1]")
-        _require(self.top_k >= 0, "generation.top_k", self.top_k, "0 (all) or a number of tokens")
-
-
-@dataclass
-class PPOConfig:
-    """conf/algorithm/ppo.yaml."""
-
-    name: str
-    samples: int
-    epochs: int
-    kl_coef: float
-    kl_target: float | None
-    kl_horizon: int
-    clip_ratio: float
-    value_clip: float | None
-    entropy_coef: float
-    gamma: float
-    gae_lambda: float
-    critic_lr: float
-    critic_reads_preferences: bool
-
-    def __post_init__(self):
-        _positive("algorithm.", self, "samples", "epochs", "clip_ratio", "critic_lr", "kl_horizon")
-        for name in ("gamma", "gae_lambda"):
-            _require(0 <= getattr(self, name) <= 1, f"algorithm.{name}", getattr(self, name), "a value in [0, 1]")
-        for name in ("kl_coef", "entropy_coef"):
-            _require(getattr(self, name) >= 0, f"algorithm.{name}", getattr(self, name), "0 or more")
-
-
-@dataclass
-class RLOOConfig:
-    """conf/algorithm/rloo.yaml."""
-
-    name: str
-    samples: int
-    epochs: int
-    kl_coef: float
-    clip_ratio: float
-    entropy_coef: float
-
-    def __post_init__(self):
-        _require(self.samples > 1, "algorithm.samples", self.samples, "2 or more: the others are the baseline")
-        _positive("algorithm.", self, "epochs", "clip_ratio")
-        for name in ("kl_coef", "entropy_coef"):
-            _require(getattr(self, name) >= 0, f"algorithm.{name}", getattr(self, name), "0 or more")
-
-
-@dataclass
-class OnlineDPOConfig:
-    """conf/algorithm/online_dpo.yaml."""
-
-    name: str
-    samples: int
-    epochs: int
-    beta: float
-
-    def __post_init__(self):
-        _require(self.samples > 1, "algorithm.samples", self.samples, "2 or more: a best and a worst answer")
-        _positive("algorithm.", self, "epochs", "beta")
-
-
-ALGORITHMS = {"ppo": PPOConfig, "rloo": RLOOConfig, "online_dpo": OnlineDPOConfig}
-
-
-@dataclass
-class PolicyBatchConfig:
-    """Prompts per step, and how their answers are dealt into updates and forward passes."""
-
-    prompts: int
-    mini_size: int | None
-    micro_size: int
-    score_size: int
-    logprob_chunk: int
-
-    def __post_init__(self):
-        _positive("batch.", self, "prompts", "micro_size", "score_size", "logprob_chunk")
-        if self.mini_size is not None:
-            _positive("batch.", self, "mini_size")
-
-
-@dataclass
-class PolicyTrainerConfig:
-    """Length of the run, validation, checkpoints, logging."""
-
-    max_steps: int
-    validate_every: int
-    validation_prompts: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    log_every: int
-    samples_every: int
-    samples_shown: int
-    seed: int
-    tensorboard: bool
-    wandb_project: str | None
-    cpu_threads: int | None
-
-    def __post_init__(self):
-        names = ("max_steps", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every", "samples_every")
-        _positive("trainer.", self, *names)
-
-
-@dataclass
-class PolicyTrainingConfig:
-    """examples/train_policy.py. `algorithm` becomes one of ALGORITHMS by its name."""
-
-    run_dir: str
-    policy: str
-    reward: str
-    data: str
-    parallel: ParallelConfig
-    precision: str
-    algorithm: Any
-    normalize: str
-    cut_answers: str
-    cut_penalty: float
-    long_prompts: str
-    max_length: int | None
-    offload: bool
-    recompute: str | None
-    generation: GenerationConfig
-    optimizer: OptimizerConfig
-    batch: PolicyBatchConfig
-    trainer: PolicyTrainerConfig
-
-    def __post_init__(self):
-        _one_of("precision", self.precision, ("fp32", "bf16"))
-        _one_of("normalize", self.normalize, NORMALIZE)
-        _one_of("cut_answers", self.cut_answers, CUT_ANSWERS)
-        _one_of("long_prompts", self.long_prompts, LONG_PROMPTS)
-        _one_of("recompute", self.recompute, (None, "selective", "full"))
-        name = self.algorithm.get("name") if isinstance(self.algorithm, dict) else None
-        _one_of("algorithm", name, tuple(ALGORITHMS))
-        try:
-            self.algorithm = parse(OmegaConf.create(self.algorithm), ALGORITHMS[name])
-        except ValueError as error:
-            text = str(error)
-            raise ValueError(text if text.startswith("algorithm.") else f"algorithm: {text}") from None
-        self._check_batches()
-
-    def _check_batches(self):
-        batch, samples = self.batch, self.algorithm.samples
-        answers = batch.prompts * samples
-        if self.algorithm.name == "online_dpo":  # a pair per prompt
-            answers = batch.prompts * 2
-            _require(batch.micro_size % 2 == 0, "batch.micro_size", batch.micro_size, "an even number (pairs)")
-        batch.mini_size = batch.mini_size or answers
-        _require(
-            answers % batch.mini_size == 0,
-            "batch.mini_size",
-            batch.mini_size,
-            f"a divisor of {answers}, the answers that a step trains on",
-        )
-        _require(
-            batch.mini_size % batch.micro_size == 0,
-            "batch.micro_size",
-            batch.micro_size,
-            f"a divisor of batch.mini_size={batch.mini_size}",
-        )
-        _require(self.generation.temperature > 0, "generation.temperature", 0, "above 0: training needs samples")
+        positive("generation.", self, "max_new_tokens", "batch_size")
+        require(self.temperature >= 0, "generation.temperature", self.temperature, "0 (most likely token) or more")
+        require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "a share in (0, 1]")
+        require(self.top_k >= 0, "generation.top_k", self.top_k, "0 (all) or a number of tokens")
 
 
 @dataclass
@@ -458,13 +298,13 @@ class EvaluateConfig:
     cpu_threads: int | None
 
     def __post_init__(self):
-        _one_of("task", self.task, ("reward", "controllability", "text_baseline", "table1", "grade"))
-        _one_of("judge", self.judge, (None, "world", "reward"))
-        _one_of("long_prompts", self.long_prompts, ("raise", "cut_left"))
-        _require(self.untagged >= 0, "untagged", self.untagged, "a number of prompts, 0 or more")
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("long_rows", self.long_rows, LONG_ROWS)
-        _positive("", self, "batch_size")
+        one_of("task", self.task, ("reward", "controllability", "text_baseline", "table1", "grade"))
+        one_of("judge", self.judge, (None, "world", "reward"))
+        one_of("long_prompts", self.long_prompts, ("raise", "cut_left"))
+        require(self.untagged >= 0, "untagged", self.untagged, "a number of prompts, 0 or more")
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("long_rows", self.long_rows, LONG_ROWS)
+        positive("", self, "batch_size")
 
 
 @dataclass
@@ -485,14 +325,12 @@ class GenerateConfig:
     cpu_threads: int | None
 
     def __post_init__(self):
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("long_prompts", self.long_prompts, ("raise", "cut_left"))
-        _require(
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("long_prompts", self.long_prompts, ("raise", "cut_left"))
+        require(
             self.input is None or self.prompt is None, "prompt", self.prompt, "no prompt beside input=FILE: give one"
         )
-        _require(
-            (self.input is None) == (self.output is None), "output", self.output, "input=FILE and output=FILE both"
-        )
+        require((self.input is None) == (self.output is None), "output", self.output, "input=FILE and output=FILE both")
 
 
 @dataclass
@@ -505,8 +343,8 @@ class ExportConfig:
     dtype: str
 
     def __post_init__(self):
-        _positive("", self, "max_shard_gigabytes")
-        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        positive("", self, "max_shard_gigabytes")
+        one_of("dtype", self.dtype, ("float32", "bfloat16"))
 
 
 def parse(config: DictConfig, schema: type[ConfigT]) -> ConfigT:

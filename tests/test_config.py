@@ -1,16 +1,9 @@
 import pytest
 
 from nemo_moslim.cli import compose_config
-from nemo_moslim.config import (
-    ModelConfig,
-    ParallelConfig,
-    PolicyTrainingConfig,
-    RewardModelTrainingConfig,
-    SFTConfig,
-    parse,
-    to_plain,
-)
+from nemo_moslim.config import ModelConfig, ParallelConfig, RewardModelTrainingConfig, SFTConfig, parse, to_plain
 from nemo_moslim.parallel.layout import check_layout, data_parallel_size
+from nemo_moslim.policy_config import PolicyTrainingConfig
 
 
 def reward_config(*overrides, add=None):

@@ -8,7 +8,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "nemo_moslim"
 LEVELS = {
     **dict.fromkeys(
-        ["preferences", "batches", "config", "cli", "console", "clock", "stages", "run_folder", "__init__"], 0
+        [
+            "preferences",
+            "batches",
+            "config",
+            "policy_config",
+            "cli",
+            "console",
+            "clock",
+            "stages",
+            "run_folder",
+            "__init__",
+        ],
+        0,
     ),
     "functional": 1,
     "parallel": 2,

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_moslim.config import ModelConfig, ParallelConfig, PolicyBatchConfig
+from nemo_moslim.config import ModelConfig, ParallelConfig
+from nemo_moslim.policy_config import PolicyBatchConfig
 
 
 def world_size() -> int:

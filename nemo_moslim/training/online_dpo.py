@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
-from nemo_moslim.config import OnlineDPOConfig
 from nemo_moslim.functional.advantages import best_and_worst
 from nemo_moslim.functional.policy_losses import dpo_loss
+from nemo_moslim.policy_config import OnlineDPOConfig
 
 
 class OnlineDPO:

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
-from nemo_moslim.config import PPOConfig
 from nemo_moslim.functional.advantages import (
     adapt_kl_coef,
     generalized_advantages,
@@ -16,6 +15,7 @@ from nemo_moslim.functional.advantages import (
 )
 from nemo_moslim.functional.policy_losses import clipped_value_loss
 from nemo_moslim.parallel.layout import sum_over_data_ranks
+from nemo_moslim.policy_config import PPOConfig
 from nemo_moslim.training.algorithm import all_rows, answer_kl
 from nemo_moslim.training.rl_batches import with_field
 from nemo_moslim.training.rloo import RLOO, policy_loss

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.clock import Clock
-from nemo_moslim.config import PolicyTrainingConfig
 from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
 from nemo_moslim.models.critic import answer_values, critic_step
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
@@ -25,6 +24,7 @@ from nemo_moslim.parallel.layout import (
     is_rank_zero,
     sum_over_data_ranks,
 )
+from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.collect import Collector
 from nemo_moslim.rollout.score import forward_micro_batches
 from nemo_moslim.run_folder import list_checkpoints

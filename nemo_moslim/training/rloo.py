@@ -4,9 +4,9 @@ import numpy as np
 from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
-from nemo_moslim.config import RLOOConfig
 from nemo_moslim.functional.advantages import leave_one_out
 from nemo_moslim.functional.policy_losses import clipped_policy_loss
+from nemo_moslim.policy_config import RLOOConfig
 from nemo_moslim.training.algorithm import all_rows, answer_kl
 from nemo_moslim.training.rl_batches import with_field
 

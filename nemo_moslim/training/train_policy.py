@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from nemo_moslim.clock import Clock
-from nemo_moslim.config import OptimizerConfig, PolicyTrainingConfig, to_plain
+from nemo_moslim.config import OptimizerConfig, to_plain
 from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
 from nemo_moslim.data.prompt_dataset import PromptDataset
 from nemo_moslim.data.ratings import read_prompts
@@ -22,6 +22,7 @@ from nemo_moslim.parallel.layout import (
     maximum_over_data_ranks,
     world_size,
 )
+from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.collect import Collector
 from nemo_moslim.rollout.generate import MegatronGenerator
 from nemo_moslim.rollout.open_model import open_critic, open_policy, open_reward_model

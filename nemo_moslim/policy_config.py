@@ -1,0 +1,179 @@
+"""Typed configuration of policy training; see config.py."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from nemo_moslim.config import (
+    LONG_PROMPTS,
+    GenerationConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    one_of,
+    parse,
+    positive,
+    require,
+)
+
+CUT_ANSWERS = ("score", "mask")
+NORMALIZE = ("total", "active")
+
+
+@dataclass
+class PPOConfig:
+    """conf/algorithm/ppo.yaml."""
+
+    name: str
+    samples: int
+    epochs: int
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: int
+    clip_ratio: float
+    value_clip: float | None
+    entropy_coef: float
+    gamma: float
+    gae_lambda: float
+    critic_lr: float
+    critic_reads_preferences: bool
+
+    def __post_init__(self):
+        positive("algorithm.", self, "samples", "epochs", "clip_ratio", "critic_lr", "kl_horizon")
+        for name in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, name) <= 1, f"algorithm.{name}", getattr(self, name), "a value in [0, 1]")
+        for name in ("kl_coef", "entropy_coef"):
+            require(getattr(self, name) >= 0, f"algorithm.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass
+class RLOOConfig:
+    """conf/algorithm/rloo.yaml."""
+
+    name: str
+    samples: int
+    epochs: int
+    kl_coef: float
+    clip_ratio: float
+    entropy_coef: float
+
+    def __post_init__(self):
+        require(self.samples > 1, "algorithm.samples", self.samples, "2 or more: the others are the baseline")
+        positive("algorithm.", self, "epochs", "clip_ratio")
+        for name in ("kl_coef", "entropy_coef"):
+            require(getattr(self, name) >= 0, f"algorithm.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass
+class OnlineDPOConfig:
+    """conf/algorithm/online_dpo.yaml."""
+
+    name: str
+    samples: int
+    epochs: int
+    beta: float
+
+    def __post_init__(self):
+        require(self.samples > 1, "algorithm.samples", self.samples, "2 or more: a best and a worst answer")
+        positive("algorithm.", self, "epochs", "beta")
+
+
+ALGORITHMS = {"ppo": PPOConfig, "rloo": RLOOConfig, "online_dpo": OnlineDPOConfig}
+
+
+@dataclass
+class PolicyBatchConfig:
+    """Prompts per step, and how their answers are dealt into updates and forward passes."""
+
+    prompts: int
+    mini_size: int | None
+    micro_size: int
+    score_size: int
+    logprob_chunk: int
+
+    def __post_init__(self):
+        positive("batch.", self, "prompts", "micro_size", "score_size", "logprob_chunk")
+        if self.mini_size is not None:
+            positive("batch.", self, "mini_size")
+
+
+@dataclass
+class PolicyTrainerConfig:
+    """Length of the run, validation, checkpoints, logging."""
+
+    max_steps: int
+    validate_every: int
+    validation_prompts: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    log_every: int
+    samples_every: int
+    samples_shown: int
+    seed: int
+    tensorboard: bool
+    wandb_project: str | None
+    cpu_threads: int | None
+
+    def __post_init__(self):
+        names = ("max_steps", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every", "samples_every")
+        positive("trainer.", self, *names)
+
+
+@dataclass
+class PolicyTrainingConfig:
+    """examples/train_policy.py. `algorithm` becomes one of ALGORITHMS by its name."""
+
+    run_dir: str
+    policy: str
+    reward: str
+    data: str
+    parallel: ParallelConfig
+    precision: str
+    algorithm: Any
+    normalize: str
+    cut_answers: str
+    cut_penalty: float
+    long_prompts: str
+    max_length: int | None
+    offload: bool
+    recompute: str | None
+    generation: GenerationConfig
+    optimizer: OptimizerConfig
+    batch: PolicyBatchConfig
+    trainer: PolicyTrainerConfig
+
+    def __post_init__(self):
+        one_of("precision", self.precision, ("fp32", "bf16"))
+        one_of("normalize", self.normalize, NORMALIZE)
+        one_of("cut_answers", self.cut_answers, CUT_ANSWERS)
+        one_of("long_prompts", self.long_prompts, LONG_PROMPTS)
+        one_of("recompute", self.recompute, (None, "selective", "full"))
+        name = self.algorithm.get("name") if isinstance(self.algorithm, dict) else None
+        one_of("algorithm", name, tuple(ALGORITHMS))
+        try:
+            self.algorithm = parse(OmegaConf.create(self.algorithm), ALGORITHMS[name])
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if text.startswith("algorithm.") else f"algorithm: {text}") from None
+        self._check_batches()
+
+    def _check_batches(self):
+        batch, samples = self.batch, self.algorithm.samples
+        answers = batch.prompts * samples
+        if self.algorithm.name == "online_dpo":  # a pair per prompt
+            answers = batch.prompts * 2
+            require(batch.micro_size % 2 == 0, "batch.micro_size", batch.micro_size, "an even number (pairs)")
+        batch.mini_size = batch.mini_size or answers
+        require(
+            answers % batch.mini_size == 0,
+            "batch.mini_size",
+            batch.mini_size,
+            f"a divisor of {answers}, the answers that a step trains on",
+        )
+        require(
+            batch.mini_size % batch.micro_size == 0,
+            "batch.micro_size",
+            batch.micro_size,
+            f"a divisor of batch.mini_size={batch.mini_size}",
+        )
+        require(self.generation.temperature > 0, "generation.temperature", 0, "above 0: training needs samples")
