@@ -75,6 +75,7 @@ class Rollout:
     rewards: Tensor  # fp32 [R]: Eq. 11
     parts: Tensor  # fp32 [R, N]: what each dimension adds to the reward
     obtained: Tensor  # int64 [R, N]: the level that the reward model finds most likely
+    cut_for_scoring: int  # answers that the reward model could not read whole
 
     def __len__(self) -> int:
         return len(self.texts)

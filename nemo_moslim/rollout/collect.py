@@ -57,6 +57,7 @@ class Collector:
             rewards=rewards,
             parts=scores.parts.cpu(),
             obtained=scores.obtained.cpu(),
+            cut_for_scoring=scores.cut,
         )
 
 

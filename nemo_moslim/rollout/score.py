@@ -123,6 +123,7 @@ class Scores(NamedTuple):
     rewards: Tensor  # fp32 [R]: Eq. 11; 0 for a prompt that asks for nothing
     parts: Tensor  # fp32 [R, N]: what each dimension adds
     obtained: Tensor  # int64 [R, N]: the most likely level of each head, 1-based
+    cut: int  # rows over the reward model's length, which lost text on the left
 
 
 class Scorer(Protocol):
@@ -162,7 +163,7 @@ class LocalScorer:
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
     ) -> Scores:
-        """See `Scorer`; rows over the model's length lose text on the left."""
+        """See `Scorer`; rows over the model's length lose text on the left and are counted."""
         config = self.model.config
         rows = [dict(prompt=p, response=r, labels={}) for p, r in zip(prompts, responses, strict=True)]
         multiple = 8 * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
@@ -174,7 +175,7 @@ class LocalScorer:
         asked = asked_levels(preferences, self.schema).to(p.device)
         rewards, parts = map_rewards(p, asked, self.average, self.deviation, config.levels, self.normalize)
         obtained = torch.stack([head.argmax(-1) + 1 for head in p.split(config.levels, -1)], -1)
-        return Scores(rewards, parts, obtained)
+        return Scores(rewards, parts, obtained, dataset.rows.cut)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from nemo_moslim.rollout.score import asked_levels
 def rollout_metrics(rollout: Rollout, schema: PreferenceSchema, by_level: bool = True) -> dict[str, float]:
     """Means over the answers, and over those that ask for a dimension (and level).
 
-    `reward` is Eq. 11; `reward/DIM` what the dimension adds where it is asked for; `hit_rate/DIM` how often the reward
-    model's most likely level is the asked one; with `by_level` these and `length` also per `DIM=LEVEL`.
+    `cut_for_scoring` is the share of answers that the reward model could not read whole; `reward` is Eq. 11; `reward/DIM`
+    what the dimension adds where it is asked for; `hit_rate/DIM` how often the reward model's most likely level is the
+    asked one; with `by_level` these and `length` also per `DIM=LEVEL`.
     """
     asked = asked_levels(rollout.preferences, schema)  # [R, N]
     hits, lengths = (rollout.obtained == asked).float(), torch.tensor([float(len(a)) for a in rollout.answers])
@@ -25,6 +26,7 @@ def rollout_metrics(rollout: Rollout, schema: PreferenceSchema, by_level: bool =
         "reward_std": float(rollout.rewards.std(correction=0)),
         "length": float(lengths.mean()),
         "finished": float(np.mean(rollout.finished)),
+        "cut_for_scoring": rollout.cut_for_scoring / len(rollout),
     }
     for column, dimension in enumerate(schema.dimensions):
         levels = range(1, dimension.levels + 1) if by_level else ()

@@ -27,6 +27,7 @@ def rollout(prompts, answers):
         rewards=torch.zeros(rows),
         parts=torch.zeros(rows, 1),
         obtained=torch.ones(rows, 1),
+        cut_for_scoring=0,
     )
 
 
