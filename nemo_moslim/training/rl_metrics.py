@@ -15,7 +15,7 @@ from nemo_moslim.rollout.score import asked_levels
 def rollout_metrics(rollout: Rollout, schema: PreferenceSchema, by_level: bool = True) -> dict[str, float]:
     """Means over the answers, and over those that ask for a dimension (and level).
 
-    `cut_for_scoring` is the share of answers that the reward model could not read whole; `reward` is Eq. 11; `reward/DIM`
+    `cut_for_scoring` is the share of answers that the reward model could not read whole, `reward` Eq. 11, `reward/DIM`
     what the dimension adds where it is asked for; `hit_rate/DIM` how often the reward model's most likely level is the
     asked one; with `by_level` these and `length` also per `DIM=LEVEL`.
     """
