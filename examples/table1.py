@@ -14,7 +14,7 @@ def main(config):
     from nemo_moslim.stages import Recipe
 
     out, world = Path(config.output), config.data == "world"
-    recipe = Recipe(out, stages=2 + len(config.sizes) + len(config.datatypes) * (1 + 2 * len(config.sizes)))
+    recipe = Recipe(out, stages=3 + len(config.sizes) + len(config.datatypes) * (1 + 2 * len(config.sizes)))
     source = ("source=world",) if world else (f"input={config.data}/train.parquet", f"validation={config.validation}")
     vocab_size = config.vocab_size or (1024 if world else 8192)
     sft, tokenizer = out / "data/sft", out / "data/tokenizer"
