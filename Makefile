@@ -25,7 +25,7 @@ $(READY): pyproject.toml setup.py constraints.txt
 quickstart: $(READY)
 	$(BIN)/python examples/quickstart.py
 
-# longer, so that every dimension is learnt
+# the same with longer trainings (conf/length/full.yaml)
 quickstart-full: $(READY)
 	$(BIN)/python examples/quickstart.py +length=full
 

@@ -90,3 +90,11 @@ def remove_checkpoint(checkpoint: Path) -> None:
     doomed = checkpoint.with_name(UNFINISHED + checkpoint.name)
     checkpoint.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def remove_old_checkpoints(run_dir: str | Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints, and the best where one is marked."""
+    record = best_record(run_dir)
+    for old in list_checkpoints(run_dir)[:-keep]:
+        if not record or old.name != record["checkpoint"]:
+            remove_checkpoint(old)

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from nemo_moslim.functional.masked import check_masked, inside
+
 MAX_KL_ERROR = 0.2  # Ziegler et al. 2019, section 2.2
 
 
@@ -30,7 +32,7 @@ def token_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
         ValueError: shapes or the mask do not fit.
     """
     _check_inputs(mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
-    return _inside(logprobs, mask) - _inside(ref_logprobs, mask)
+    return inside(logprobs, mask) - inside(ref_logprobs, mask)
 
 
 def token_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -56,7 +58,7 @@ def token_rewards(rewards: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> 
     if not 0.0 <= kl_coef < math.inf:
         raise ValueError(f"kl_coef: expected a number at or above 0, got {kl_coef}")
     last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)  # [B, T], one True per answer
-    return _inside(rewards[:, None].expand(mask.shape), last) - kl_coef * _inside(kl, mask)
+    return inside(rewards[:, None].expand(mask.shape), last) - kl_coef * inside(kl, mask)
 
 
 def generalized_advantages(
@@ -85,9 +87,9 @@ def generalized_advantages(
     for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
-    values = _inside(values.detach(), mask)
+    values = inside(values.detach(), mask)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-    deltas = _inside(token_rewards.detach(), mask) + gamma * next_values - values  # 0 outside the mask
+    deltas = inside(token_rewards.detach(), mask) + gamma * next_values - values  # 0 outside the mask
     advantages = torch.zeros_like(deltas)
     running = deltas.new_zeros(deltas.shape[0])  # [B]
     for t in reversed(range(deltas.shape[1])):
@@ -107,8 +109,8 @@ def masked_moments(x: Tensor, mask: Tensor) -> Tensor:
         ValueError: shapes or the mask do not fit.
     """
     _check_inputs(mask, x=x)
-    inside = x.detach().double().masked_fill(~mask, 0.0)
-    return torch.stack([mask.sum().double(), inside.sum(), inside.square().sum()])
+    counted = x.detach().double().masked_fill(~mask, 0.0)
+    return torch.stack([mask.sum().double(), counted.sum(), counted.square().sum()])
 
 
 def whiten(x: Tensor, mask: Tensor, moments: Tensor, eps: float = 1e-8) -> Tensor:
@@ -221,17 +223,8 @@ def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, rows
     return kl_coef * (1.0 + error * rows / horizon)
 
 
-def _inside(x: Tensor, mask: Tensor) -> Tensor:
-    """x in fp32 with 0 outside the mask, in value and gradient."""
-    return x.float().masked_fill(~mask, 0.0)
-
-
 def _check_inputs(mask: Tensor, **tensors: Tensor) -> None:
-    if mask.ndim != 2 or mask.dtype != torch.bool:
-        raise ValueError(f"mask: expected bool [B, T], got {mask.dtype} {list(mask.shape)}")
-    for name, value in tensors.items():
-        if value.shape != mask.shape:
-            raise ValueError(f"{name}: expected the mask's shape {list(mask.shape)}, got {list(value.shape)}")
+    check_masked(mask, **tensors)
     gaps = (mask[:, 1:] & ~mask[:, :-1]).any(-1).nonzero().flatten().tolist()
     if gaps:
         raise ValueError(f"mask: expected one run of True from position 0 in each row, got a gap in rows {gaps}")

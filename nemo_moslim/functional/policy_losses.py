@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_moslim.functional.masked import check_masked, inside
+
 
 def clipped_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_ratio: float
@@ -43,10 +45,10 @@ def clipped_policy_loss(
     Raises:
         ValueError: shapes or the mask do not fit, `clip_ratio` is not above 0.
     """
-    _check_inputs(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    check_masked(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     _check_positive("clip_ratio", clip_ratio)
-    log_ratio = _inside(logprobs, mask) - _inside(old_logprobs.detach(), mask)  # 0 outside the mask
-    advantages = _inside(advantages.detach(), mask)
+    log_ratio = inside(logprobs, mask) - inside(old_logprobs.detach(), mask)  # 0 outside the mask
+    advantages = inside(advantages.detach(), mask)
     ratio = log_ratio.exp()
     unclipped = ratio * advantages
     clipped = ratio.clamp(1.0 - clip_ratio, 1.0 + clip_ratio) * advantages
@@ -57,7 +59,7 @@ def clipped_policy_loss(
     return loss, {
         "count": mask.sum().float(),
         "clipped": (clipped < unclipped).sum().float(),
-        "ratio": _inside(ratio.detach(), mask).sum(),
+        "ratio": inside(ratio.detach(), mask).sum(),
         "ratio_deviation": deviation.abs().amax() if mask.numel() else deviation.sum(),
         "approx_kl": (deviation - log_ratio).sum(),
     }
@@ -89,12 +91,12 @@ def clipped_value_loss(
     Raises:
         ValueError: shapes or the mask do not fit, `value_clip` is not above 0.
     """
-    _check_inputs(mask, values=values, old_values=old_values, returns=returns)
-    values, returns = _inside(values, mask), _inside(returns.detach(), mask)
+    check_masked(mask, values=values, old_values=old_values, returns=returns)
+    values, returns = inside(values, mask), inside(returns.detach(), mask)
     unclipped = clipped = (values - returns).square()
     if value_clip is not None:
         _check_positive("value_clip", value_clip)
-        old_values = _inside(old_values.detach(), mask)
+        old_values = inside(old_values.detach(), mask)
         # Bounds on V itself, not old + clip(V - old): inside them V is returned as it is, without rounding.
         clipped = (values.clamp(old_values - value_clip, old_values + value_clip) - returns).square()
     return 0.5 * torch.maximum(unclipped, clipped).sum(), {
@@ -135,23 +137,10 @@ def dpo_loss(
         if value.shape != valid.shape:
             raise ValueError(f"{name}: expected shape {list(valid.shape)}, got {list(value.shape)}")
     _check_positive("beta", beta)
-    margin = beta * (_inside(chosen_logratios, valid) - _inside(rejected_logratios, valid))  # 0 where not valid
-    loss = -_inside(F.logsigmoid(margin), valid).sum()
+    margin = beta * (inside(chosen_logratios, valid) - inside(rejected_logratios, valid))  # 0 where not valid
+    loss = -inside(F.logsigmoid(margin), valid).sum()
     margin = margin.detach()
     return loss, {"count": valid.sum().float(), "accuracy": (margin > 0).sum().float(), "margin": margin.sum()}
-
-
-def _inside(x: Tensor, mask: Tensor) -> Tensor:
-    """x in fp32 with 0 outside the mask, in value and gradient."""
-    return x.float().masked_fill(~mask, 0.0)
-
-
-def _check_inputs(mask: Tensor, **tensors: Tensor) -> None:
-    if mask.ndim != 2 or mask.dtype != torch.bool:
-        raise ValueError(f"mask: expected bool [B, T], got {mask.dtype} {list(mask.shape)}")
-    for name, value in tensors.items():
-        if value.shape != mask.shape:
-            raise ValueError(f"{name}: expected the mask's shape {list(mask.shape)}, got {list(value.shape)}")
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.functional.advantages import token_kl
+from nemo_moslim.functional.policy_losses import clipped_policy_loss
 from nemo_moslim.parallel.layout import sum_over_data_ranks
+
+POLICY_METRICS = ("clipped", "ratio", "ratio_deviation_max", "approx_kl", "entropy")  # of `policy_loss`
 
 
 class Algorithm(Protocol):
@@ -46,3 +49,13 @@ def answer_kl(rollout: Rollout, batches: Sequence[PolicyBatch]) -> Tensor:
         kl = token_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask).sum(-1)
         sums.index_add_(0, batch.rows, kl)
     return sum_over_data_ranks(sums)
+
+
+def policy_loss(
+    logprobs: Tensor, entropy: Tensor, batch: PolicyBatch, clip_ratio: float, entropy_coef: float
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """PPO's clipped loss less the entropy bonus; on the first update its gradient is REINFORCE's."""
+    loss, sums = clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, batch.response_mask, clip_ratio)
+    bonus = (entropy * batch.response_mask).sum()
+    sums["ratio_deviation_max"] = sums.pop("ratio_deviation")
+    return loss - entropy_coef * bonus, sums.pop("count"), {**sums, "entropy": bonus.detach()}

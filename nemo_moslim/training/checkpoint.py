@@ -13,9 +13,8 @@ from nemo_moslim.run_folder import (
     best_record,
     checkpoint_name,
     checkpoints_folder,
-    list_checkpoints,
     mark_best,
-    remove_checkpoint,
+    remove_old_checkpoints,
 )
 
 
@@ -101,11 +100,7 @@ class RunCheckpoint(pl.Callback):
 
     def _remove_old(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
-            record = best_record(self.run_dir)
-            kept = {record["checkpoint"]} if record else set()
-            for old in list_checkpoints(self.run_dir)[: -self.keep]:
-                if old.name not in kept:
-                    remove_checkpoint(old)
+            remove_old_checkpoints(self.run_dir, self.keep)
         trainer.strategy.barrier()
 
 

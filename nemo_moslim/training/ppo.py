@@ -16,9 +16,8 @@ from nemo_moslim.functional.advantages import (
 from nemo_moslim.functional.policy_losses import clipped_value_loss
 from nemo_moslim.parallel.layout import sum_over_data_ranks
 from nemo_moslim.policy_config import PPOConfig
-from nemo_moslim.training.algorithm import all_rows, answer_kl
+from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, policy_loss
 from nemo_moslim.training.rl_batches import with_field
-from nemo_moslim.training.rloo import RLOO, policy_loss
 
 
 class PPO:
@@ -29,7 +28,7 @@ class PPO:
 
     uses_critic = True
     unit = 1
-    metric_names = RLOO.metric_names
+    metric_names = POLICY_METRICS
     value_metric_names = ("value_clipped", "value_error", "returns", "returns_squared")
 
     def __init__(self, config: PPOConfig):

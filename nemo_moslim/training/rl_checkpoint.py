@@ -21,9 +21,7 @@ from nemo_moslim.run_folder import (
     best_record,
     checkpoint_name,
     checkpoints_folder,
-    list_checkpoints,
     mark_best,
-    remove_checkpoint,
 )
 from nemo_moslim.training.trained_model import TrainedModel
 
@@ -110,16 +108,6 @@ def keep_best(run_dir: str, checkpoint: Path, value: float) -> None:
     record = best_record(run_dir)
     if is_rank_zero() and (record is None or value > record["value"]):
         mark_best(run_dir, checkpoint.name, "reward", value)
-
-
-def remove_old(run_dir: str, keep: int) -> None:
-    """Keep the newest checkpoints and the best; on rank 0."""
-    if is_rank_zero():
-        record = best_record(run_dir)
-        kept = {record["checkpoint"]} if record else set()
-        for old in list_checkpoints(run_dir)[:-keep]:
-            if old.name not in kept:
-                remove_checkpoint(old)
 
 
 def remove_unfinished(run_dir: str) -> None:

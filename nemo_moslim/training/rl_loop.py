@@ -7,6 +7,7 @@ which answers there are, and how they are dealt into updates, is the same in eve
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,10 +28,10 @@ from nemo_moslim.parallel.layout import (
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.collect import Collector
 from nemo_moslim.rollout.score import forward_micro_batches
-from nemo_moslim.run_folder import list_checkpoints
+from nemo_moslim.run_folder import list_checkpoints, remove_old_checkpoints
 from nemo_moslim.training.algorithm import Algorithm, answer_kl
 from nemo_moslim.training.rl_batches import deal, policy_batch, with_field
-from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, remove_old, save_checkpoint
+from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, save_checkpoint
 from nemo_moslim.training.rl_metrics import mismatch, rollout_metrics, sample_rows, sample_table
 from nemo_moslim.training.run_log import RunLog
 from nemo_moslim.training.telemetry import peak_memory_gigabytes
@@ -233,10 +234,8 @@ class PolicyTraining:
             return {}
         self.log.phase("validation")
         with self.clock.phase("validation"):
-            clock, self.collector.clock = self.collector.clock, Clock()
-            samples, self.collector.samples = self.collector.samples, 1
-            rollout = self.collector.collect(self.validation, np.arange(len(self.validation)), VALIDATION_STEP)
-            self.collector.clock, self.collector.samples = clock, samples
+            once = replace(self.collector, samples=1, clock=Clock())  # its phases are not a training step's
+            rollout = once.collect(self.validation, np.arange(len(self.validation)), VALIDATION_STEP)
         return rollout_metrics(rollout, self.schema, by_level=False)
 
     def _write_first_validation(self) -> None:
@@ -251,7 +250,8 @@ class PolicyTraining:
             path = save_checkpoint(self.config.run_dir, self.step, self.models, state, self.contexts)
             if validation:
                 keep_best(self.config.run_dir, path, validation["reward"])
-            remove_old(self.config.run_dir, self.config.trainer.keep_checkpoints)
+            if is_rank_zero():
+                remove_old_checkpoints(self.config.run_dir, self.config.trainer.keep_checkpoints)
 
     def _resume(self) -> int:
         found = list_checkpoints(self.config.run_dir)

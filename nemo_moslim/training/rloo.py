@@ -5,9 +5,8 @@ from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.functional.advantages import leave_one_out
-from nemo_moslim.functional.policy_losses import clipped_policy_loss
 from nemo_moslim.policy_config import RLOOConfig
-from nemo_moslim.training.algorithm import all_rows, answer_kl
+from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, policy_loss
 from nemo_moslim.training.rl_batches import with_field
 
 
@@ -16,7 +15,7 @@ class RLOO:
 
     uses_critic = False
     unit = 1
-    metric_names = ("clipped", "ratio", "ratio_deviation_max", "approx_kl", "entropy")
+    metric_names = POLICY_METRICS
 
     def __init__(self, config: RLOOConfig):
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
@@ -35,13 +34,3 @@ class RLOO:
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """See `policy_loss`."""
         return policy_loss(logprobs, entropy, batch, self.config.clip_ratio, self.config.entropy_coef)
-
-
-def policy_loss(
-    logprobs: Tensor, entropy: Tensor, batch: PolicyBatch, clip_ratio: float, entropy_coef: float
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """PPO's clipped loss less the entropy bonus; on the first update its gradient is REINFORCE's."""
-    loss, sums = clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, batch.response_mask, clip_ratio)
-    bonus = (entropy * batch.response_mask).sum()
-    sums["ratio_deviation_max"] = sums.pop("ratio_deviation")
-    return loss - entropy_coef * bonus, sums.pop("count"), {**sums, "entropy": bonus.detach()}

@@ -107,8 +107,8 @@ def prompt_data(
             raise ValueError(f"data={config.data}: no train.jsonl there; make it with prepare_data.py task=prompts")
         rows = read_prompts(path, scorer.schema)
         if name == "validation":
-            ranks = data_parallel_place()[1]
-            rows = rows[: config.trainer.validation_prompts // ranks * ranks]
+            ranks = data_parallel_place()[1] if config.parallel.expert > 1 else 1  # experts: as many for every rank
+            rows = rows[: min(len(rows), config.trainer.validation_prompts) // ranks * ranks]
         datasets.append(
             PromptDataset.build(rows, scorer.schema, encoder, room, config.long_prompts, str(path)) if rows else None
         )

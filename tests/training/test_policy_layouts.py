@@ -10,7 +10,7 @@ LAYOUTS = {
     "PP=2": (2, ["parallel.pipeline=2"]),
     "DP=2": (2, []),
     "TP=2 with sequence parallelism": (2, ["parallel.tensor=2", "parallel.sequence=true"]),
-    "recomputed activations": (1, ["recompute=full"]),
+    "recomputed activations, offloaded reward model": (1, ["recompute=full", "offload=true"]),
 }
 ALGORITHMS = {
     "rloo": ["algorithm.samples=2", "algorithm.kl_coef=0.1"],
