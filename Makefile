@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/real-reward-model
 GPU_PYTHON ?= python3
+TEST_WORKERS ?= 2
 GPU_OUTPUT ?= runs/gpu-checks
 SHELL_FILES := .ci/run $(wildcard examples/slurm/*.sh examples/slurm/*.sub) $(addprefix tests/slurm/stand_in/,scancel scontrol squeue)
 
@@ -44,7 +45,7 @@ playground: $(READY) .venv-playground/.ready
 	@touch $@
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -70,6 +70,15 @@ class Trainings:
             raise AssertionError(f"the training server died:\n{(self.folder / 'server.log').read_text()[-6000:]}")
         return json.loads(line)
 
+    def warm_python(self) -> dict[str, str]:
+        """Environment with which warm_python.py runs scripts."""
+        path = self.folder / "warm_python"
+        if not path.exists():
+            self._ask(listen=str(path))
+            while not path.exists():
+                time.sleep(0.01)
+        return {"WARM_PYTHON": str(path)}
+
     def start(self, function: str, ranks: int = 1, **arguments) -> Job:
         """Start a function of training_probes.py and return at once."""
         folder = self.folder / f"job{next(self._numbers)}"

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -47,6 +48,12 @@ def train(entry: str, arguments: list[str], fault: dict | None = None) -> None:
     if fault:
         plan_fault(**fault)
     example(entry).main([*arguments, "--traceback"])
+
+
+def run_script(path: str, arguments: list[str]) -> None:
+    """`python PATH arguments…`"""
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")
 
 
 def train_several(runs: list[list]) -> None:

@@ -4,6 +4,7 @@ A line of JSON on stdin asks, a line of JSON on stdout answers:
 
     {"start": FUNCTION, "arguments": {...}, "ranks": N, "folder": DIR}  ->  {"pids": [...]}
     {"wait": [pids...], "timeout": S}                                   ->  {"codes": [...]}  (negative: the signal)
+    {"listen": SOCKET}                                                  ->  {"pid": PID}  (see warm_python.py)
 
 FUNCTION is one of training_probes.py; what it returns on rank r is written to DIR/result.r, its output to DIR/output.r.
 Like torchrun, a rank that fails takes the others with it.
@@ -36,7 +37,7 @@ def main() -> None:
     training_probes.import_everything()
     for line in sys.stdin:
         request = json.loads(line)
-        answer = wait(request) if "wait" in request else start(request)
+        answer = ANSWERS[next(iter(request))](request)
         print(json.dumps(answer), file=answers, flush=True)
     os._exit(0)  # taking all of NeMo down in order takes seconds
 
@@ -103,6 +104,19 @@ def wait(request: dict) -> dict:
         time.sleep(0.01)
     return {"codes": [codes[pid] for pid in request["wait"]]}
 
+
+def listen(request: dict) -> dict:
+    """Fork the server of warm_python.py."""
+    from warm_server import serve
+
+    pid = os.fork()
+    if not pid:
+        os.close(0)
+        serve(request["listen"])
+    return {"pid": pid}
+
+
+ANSWERS = {"start": start, "wait": wait, "listen": listen}
 
 if __name__ == "__main__":
     main()

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launch import run_ranks
 from layer_spec_worker import KINDS
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+from training_client import ROOT
 
 from nemo_moslim.models.layer_spec import RMSNorm, SDPACoreAttention, decoder_layer_spec
 
@@ -161,8 +161,9 @@ def test_spec_names_what_it_cannot_do(field, value):
 
 
 @pytest.fixture(scope="module")
-def models() -> dict:
-    output = run_ranks("tests/distributed/layer_spec_worker.py", 1, timeout=240)
+def models(trainings) -> dict:
+    worker = str(ROOT / "tests" / "distributed" / "layer_spec_worker.py")
+    output = trainings.run("run_script", path=worker, arguments=[]).output()
     (line,) = [line for line in output.splitlines() if line.startswith("{")]
     return json.loads(line)
 

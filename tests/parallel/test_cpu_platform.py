@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from launch import run_ranks
+from training_client import ROOT
 
 from nemo_moslim.parallel import cpu
 from nemo_moslim.parallel.cpu_optimizer import GroupStepAdam
 
-WORKER = "tests/distributed/cpu_platform_worker.py"
+WORKER = str(ROOT / "tests" / "distributed" / "cpu_platform_worker.py")
 
 # Patch left out -> what a step of training, a resume or NeMo's own calls then fail with.
 FAILURES = {
@@ -36,13 +36,14 @@ def reports(output: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def single() -> list[dict]:
-    return reports(run_ranks(WORKER, 1, ["missing"], timeout=240))
+def single(trainings) -> list[dict]:
+    return reports(trainings.run("run_script", path=WORKER, arguments=["missing"]).output())
 
 
 @pytest.fixture(scope="module")
-def double() -> list[dict]:
-    return reports(run_ranks(WORKER, 2, ["timers", *DENSE, *MIXTURE, *RESUMED], timeout=240))
+def double(trainings) -> list[dict]:
+    layouts = ["timers", *DENSE, *MIXTURE, *RESUMED]
+    return reports(trainings.run("run_script", 2, path=WORKER, arguments=layouts).output())
 
 
 def test_every_patch_has_a_failure_to_show():

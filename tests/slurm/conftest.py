@@ -10,11 +10,14 @@ from slurm_job import Job
 
 
 @pytest.fixture
-def make_job(tmp_path):
-    """Jobs of this test; what one left running is killed."""
+def make_job(tmp_path, request):
+    """Jobs of this test; what one left running is killed. `warm`: their Python has imported NeMo already."""
     made = []
 
-    def make(nodes: int = 2, per_node: int = 1, **variables: object) -> Job:
+    def make(nodes: int = 2, per_node: int = 1, warm: bool = False, **variables: object) -> Job:
+        if warm:
+            python = request.config.rootpath / "tests" / "distributed" / "warm_python.py"
+            variables |= {"PYTHON": python, **request.getfixturevalue("trainings").warm_python()}
         made.append(Job(tmp_path / f"job{len(made)}", nodes, per_node, **variables))
         return made[-1]
 

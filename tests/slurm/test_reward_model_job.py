@@ -6,7 +6,7 @@ import signal
 import pytest
 from slurm_job import finish, wait_until
 
-STEPS = 60
+STEPS = 30
 
 
 def steps(job):
@@ -17,7 +17,7 @@ def steps(job):
 
 @pytest.mark.timeout(600)
 def test_stopped_put_back_and_finished(make_job, tokenizer_dir, rating_dir, tiny_model):
-    job = make_job(CLUSTER="local", DATA=rating_dir, INIT="null")
+    job = make_job(warm=True, CLUSTER="local", DATA=rating_dir, INIT="null")
     settings = [
         *tiny_model, f"tokenizer={tokenizer_dir}", f"trainer.max_steps={STEPS}", f"trainer.validate_every={STEPS}",
         f"trainer.checkpoint_every={STEPS}", "batch.micro_size=4",

@@ -32,16 +32,16 @@ def service_tasks(job):
 def test_both_run_and_the_service_is_started_again(make_job, policy_arguments, sft_run, reward_run, prompt_dir):
     places = dict(DATA=prompt_dir, POLICY=sft_run, REWARD=reward_run)
     service = dict(SERVICE_NODES=1, SERVICE_PORT=free_port(), SERVICE_CLUSTER="local", SERVICE_PRECISION="fp32")
-    job = make_job(nodes=2, CLUSTER="local", SERVICE_PAUSE=0, **places, **service)
+    job = make_job(nodes=2, warm=True, CLUSTER="local", SERVICE_PAUSE=0, **places, **service)
     given = [a for a in policy_arguments if a.partition("=")[0] not in ("policy", "reward", "data")]
-    settings = [*given, "algorithm.samples=2", "trainer.max_steps=40", "trainer.validate_every=40"]
+    settings = [*given, "algorithm.samples=2", "trainer.max_steps=16", "trainer.validate_every=16"]
 
     process = job.start("examples/slurm/policy_with_service.sub", *settings)
     wait_until(lambda: len(steps(job)) >= 2, process, 500)
     (task,) = service_tasks(job)
     os.kill(task, signal.SIGKILL)
     assert finish(process, 500) == 0, job.log() + job.rank_log(0)
-    assert steps(job) == list(range(41)) and "complete:" in job.log() and job.requeued() == 0
+    assert steps(job) == list(range(17)) and "complete:" in job.log() and job.requeued() == 0
     assert "service failed" in job.log() and "start 1 in 0 s" in job.log()
     assert "serving" in service_log(job, 0) and "everything that waited has been scored" in service_log(job, 1)
     assert json.loads((job.run_dir / "summary.json").read_text())["finished"] is True

@@ -1,0 +1,78 @@
+"""The other side of warm_python.py: a fork of the training server that forks for every script, with a keeper each."""
+
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+POLL_SECONDS = 0.02
+
+
+def serve(path: str) -> None:
+    """Start scripts until the training server is gone. Never returns."""
+    server = os.getppid()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    listener.settimeout(1.0)
+    while os.getppid() == server:
+        try:
+            client, _ = listener.accept()
+        except TimeoutError:
+            continue
+        if not os.fork():
+            listener.close()
+            keep(client)
+        client.close()
+    os._exit(0)
+
+
+def keep(client: socket.socket) -> None:
+    """Start one client's script, tell its pid and its exit code; kill it when the client is gone. Never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    client.setblocking(True)
+    _, outputs, _, _ = socket.recv_fds(client, 3, 2)
+    lines = client.makefile("rw")
+    request = json.loads(lines.readline())
+    pid = os.fork()
+    if not pid:
+        client.close()
+        run(request, outputs)
+    lines.write(f"{pid}\n")
+    lines.flush()
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if select.select([client], [], [], POLL_SECONDS)[0]:  # nothing is sent any more: it is gone
+            os.kill(pid, signal.SIGKILL)
+            os._exit(0)
+    lines.write(f"{os.waitstatus_to_exitcode(ended[1])}\n")
+    lines.flush()
+    os._exit(0)
+
+
+def run(request: dict, outputs: list[int]) -> None:
+    """The script as `python SCRIPT ARGUMENTS…` would run it. Never returns."""
+    for number, descriptor in enumerate(outputs, 1):
+        os.dup2(descriptor, number)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.argv, code = request["command"], 0
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
