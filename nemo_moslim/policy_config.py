@@ -10,6 +10,7 @@ from nemo_moslim.config import LONG_PROMPTS, GenerationConfig, OptimizerConfig, 
 
 SERVICES = ("http://", "https://")
 CUT_ANSWERS = ("score", "mask")
+CRITICS = ("local", "service")
 NORMALIZE = ("total", "active")
 
 
@@ -28,10 +29,12 @@ class PPOConfig:
     entropy_coef: float
     gamma: float
     gae_lambda: float
+    critic: str
     critic_lr: float
     critic_reads_preferences: bool
 
     def __post_init__(self):
+        one_of("algorithm.critic", self.critic, CRITICS)
         positive("algorithm.", self, "samples", "epochs", "clip_ratio", "critic_lr", "kl_horizon")
         for name in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, name) <= 1, f"algorithm.{name}", getattr(self, name), "a value in [0, 1]")
@@ -207,12 +210,8 @@ class PolicyTrainingConfig:
         self.reward = self.reward if isinstance(self.reward, list) else [self.reward]
         texts = self.reward and all(isinstance(path, str) for path in self.reward)
         require(texts, "reward", self.reward, "a run directory, a Hugging Face folder or http://HOST:PORT, or a list")
-        require(
-            self.algorithm.name != "ppo" or not is_service(self.reward[0]),
-            "reward",
-            self.reward[0],
-            "a folder (first) with algorithm=ppo: the critic starts from that reward model's backbone",
-        )
+        if self.algorithm.name == "ppo":
+            self._check_critic()
         positive("", self, "reward_patience")
         require(
             self.objective.name != "preferences" or len(self.reward) == 1,
@@ -226,6 +225,16 @@ class PolicyTrainingConfig:
             self.algorithm.samples,
             "2 or more with objective=gdpo: answers are compared with the others to their prompt",
         )
+
+    def _check_critic(self):
+        of_service, first = self.algorithm.critic == "service", self.reward[0]
+        where = (
+            "http://HOST:PORT (first) with algorithm.critic=service: that service holds the critic"
+            if of_service
+            else "a folder (first) with algorithm=ppo: the critic starts from that reward model's backbone; or "
+            "algorithm.critic=service with a service that holds the critic too"
+        )
+        require(is_service(first) == of_service, "reward", first, where)
 
     def _check_batches(self):
         batch, samples = self.batch, self.algorithm.samples

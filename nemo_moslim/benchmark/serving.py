@@ -28,7 +28,7 @@ from nemo_moslim.rollout.remote_score import TOKEN_VARIABLE
 from nemo_moslim.rollout.score import LocalScorer
 from nemo_moslim.serve_config import ServeConfig
 from nemo_moslim.serving.lead import lead, listen
-from nemo_moslim.serving.ranks import Ranks
+from nemo_moslim.serving.ranks import SCORE, Ranks
 from nemo_moslim.serving.serve import served
 
 
@@ -59,7 +59,7 @@ def run(config: BenchmarkConfig) -> None:
         report(config, load, seconds, rewards, rounds)
         shutil.rmtree(work)
     else:
-        ranks.follow(scorer.reward_model.probabilities)
+        ranks.follow({SCORE: scorer.reward_model.probabilities})
     leave_process_group()
 
 

@@ -4,6 +4,8 @@ The template's own pieces are encoded with special tokens; the user's text never
 characters `<|im_end|>` cannot end its turn.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +44,11 @@ def load_tokenizer(folder: str | Path):
 def as_messages(prompt: Prompt) -> list[Message]:
     """A prompt as chat messages: plain text is one user message."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def vocabulary_digest(tokenizer) -> str:
+    """The same for tokenizers that give every token the same number."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
 class ChatEncoder:

@@ -9,7 +9,7 @@ Shapes: R rows, N heads (preference dimensions), C classes (the sum of all heads
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -37,27 +37,42 @@ class ServiceUnavailable(ValueError):
     """The service has not answered for as long as it was given, or until this process was told to stop."""
 
 
+class Refused(ValueError):
+    """The service does not do what it is asked for; `status` is HTTP's."""
+
+    def __init__(self, text: str, status: int):
+        super().__init__(text, status)
+        self.text, self.status = text, status
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class RewardService:
-    """Requests to a service, repeated while it is away. Every rank makes one and calls it alike."""
+    """Requests to a service, repeated while it is away. Every rank makes one and calls it alike.
+
+    Attributes:
+        gave_up: the last request was not answered in time; the same on every rank.
+    """
 
     def __init__(self, url: str, patience: float, stop: StopRequest):
         """
         Args:
-            patience: seconds that a request is tried again for.
+            patience: seconds that a request is tried again for, after its first failure.
             stop: ends the waiting for a service that is away.
 
         Raises:
             ServiceUnavailable: no answer in that time.
             ValueError: something else than this service answers, or it wants another token.
         """
-        self.url, self.patience, self.stop = url.rstrip("/"), patience, stop
+        self.url, self.patience, self.stop, self.gave_up = url.rstrip("/"), patience, stop, False
         self._group = None
         if world_size() > 1:  # of its own: the others wait for rank 0 while that one waits for the service
             self._group = dist.new_group(backend="gloo", timeout=OTHERS_WAIT)
         self._session, self._answer_seconds = requests.Session(), ANSWER_SECONDS
         if token := os.environ.get(TOKEN_VARIABLE):
             self._session.headers["Authorization"] = f"Bearer {token}"
-        self.model = self._on_every_rank(lambda: self._ask("GET", "/model"))
+        self.model = self.on_every_rank(lambda: self.ask("GET", "/model"))
         self.schema = PreferenceSchema.from_dict(self._expected("preferences"))
         self._answer_seconds += 2 * self._expected("request_seconds")
 
@@ -68,12 +83,17 @@ class RewardService:
             ServiceUnavailable: no answer in time, or told to stop while the service is away.
             ValueError: the service refuses a row, or serves another model than at the start.
         """
-        return self._on_every_rank(
-            lambda: [answer for body in self._bodies(items, normalize) for answer in self._scored(body)]
-        )
+        rows = [json.dumps(item, ensure_ascii=False).encode() for item in items]
+        head, tail = f'{{"normalize":"{normalize}","items":['.encode(), b"]}"
+
+        def ask() -> list[dict]:
+            parts = self.within_limits(rows, len(head + tail))
+            return [answer for part in parts for answer in self._scored(head + part + tail)]
+
+        return self.on_every_rank(ask)
 
     def _scored(self, body: bytes) -> list[dict]:
-        answer = self._ask("POST", "/score", body)
+        answer = self.ask("POST", "/score", body)
         if answer["model"] != self.model["id"]:
             raise ValueError(
                 f"reward={self.url}: it serves another model ({answer['model']}) than at the start "
@@ -81,46 +101,53 @@ class RewardService:
             )
         return answer["items"]
 
-    def _bodies(self, items: Sequence[dict], normalize: str) -> Iterator[bytes]:
-        """Requests within the service's limits."""
-        head, tail = f'{{"normalize":"{normalize}","items":['.encode(), b"]}"
-        part, size = [], len(head) + len(tail)
-        for item in items:
-            text = json.dumps(item, ensure_ascii=False).encode()
+    def within_limits(self, rows: Sequence[bytes], rest: int) -> list[bytes]:
+        """Rows, each as JSON, in pieces that a request of `rest` further bytes may hold; joined by commas."""
+        pieces, part, size = [], [], rest
+        for row in rows:
             full = len(part) == self._expected("request_items")
-            if part and (full or size + len(text) + 1 > self._expected("request_bytes")):
-                yield head + b",".join(part) + tail
-                part, size = [], len(head) + len(tail)
-            part.append(text)
-            size += len(text) + 1
-        if part:
-            yield head + b",".join(part) + tail
+            if part and (full or size + len(row) + 1 > self._expected("request_bytes")):
+                pieces.append(b",".join(part))
+                part, size = [], rest
+            part.append(row)
+            size += len(row) + 1
+        return [*pieces, b",".join(part)] if part else pieces
 
     def _expected(self, key: str) -> Any:
         if not isinstance(self.model, dict) or key not in self.model:
             raise ValueError(f"reward={self.url}: GET /model answers without {key!r}: it is no serve_reward.py")
         return self.model[key]
 
-    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
-        """One request, until it is answered or the patience is over; the answer's JSON."""
-        end, wait = time.monotonic() + self.patience, FIRST_WAIT
+    def ask(self, method: str, path: str, body: bytes | None = None, seconds: float | None = None) -> Any:
+        """One request of rank 0, until it is answered or the patience is over; the answer's JSON.
+
+        Args:
+            seconds: that an answer may take; None: as scores.
+
+        Raises:
+            Refused: another status than 200 that is no reason to come again.
+            ServiceUnavailable, ValueError: as `score`.
+        """
+        end, wait = None, FIRST_WAIT
         while True:
             pause = wait
             try:
                 answer = self._session.request(
                     method, self.url + path, data=body, headers={"Content-Type": "application/json"},
-                    timeout=(CONNECT_SECONDS, self._answer_seconds),
+                    timeout=(CONNECT_SECONDS, seconds or self._answer_seconds),
                 )  # fmt: skip
                 if answer.status_code == 200:
                     return answer.json()
                 reason = f"{answer.status_code} {detail(answer)}"
                 if answer.status_code not in AWAY:
-                    raise ValueError(f"reward={self.url}: {method} {path} is refused: {reason}{remedy(answer)}")
+                    text = f"reward={self.url}: {method} {path} is refused: {reason}{remedy(answer)}"
+                    raise Refused(text, answer.status_code)
                 pause = max(wait, retry_after(answer))
             except requests.exceptions.InvalidURL as error:
                 raise ValueError(f"reward={self.url}: {error}; expected http://HOST:PORT") from None
             except requests.RequestException as error:  # a body that is cut short is one too
                 reason = type(error).__name__
+            end = end or time.monotonic() + self.patience
             if time.monotonic() + pause > end or not self._slept(pause):
                 raise ServiceUnavailable(
                     f"reward={self.url}: {method} {path} not answered in reward_patience={self.patience:g} s (last: "
@@ -135,7 +162,7 @@ class RewardService:
             time.sleep(min(left, POLL_SECONDS))
         return not self.stop.told
 
-    def _on_every_rank(self, ask: Callable[[], Any]) -> Any:
+    def on_every_rank(self, ask: Callable[[], Any]) -> Any:
         """What rank 0 finds, or the error that it meets, on every rank."""
         box = [None, None]
         if is_rank_zero():
@@ -146,6 +173,7 @@ class RewardService:
         if self._group is not None:
             dist.broadcast_object_list(box, src=0, group=self._group)
         found, error = box
+        self.gave_up = isinstance(error, ServiceUnavailable)
         if error is not None:
             raise error
         return found

@@ -21,9 +21,12 @@ from nemo_moslim.functional.reward_mapping import map_rewards
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.rollout.scorer import asked_levels
 from nemo_moslim.serve_config import ServeConfig
+from nemo_moslim.serving.critic_app import add_critic, describe_critic
+from nemo_moslim.serving.critic_keeper import CriticKeeper, CriticWork, Refusal
 from nemo_moslim.serving.guard import Guard
 from nemo_moslim.serving.messages import HealthAnswer, ModelAnswer, Problem, ScoreAnswer, score_request
 from nemo_moslim.serving.numbers import Counted, Numbers
+from nemo_moslim.serving.ranks import Ranks
 from nemo_moslim.serving.row_queue import QueueFull, RowQueue, Ticket
 
 AWAY_SECONDS = "5"  # Retry-After of a service that is being stopped
@@ -67,13 +70,14 @@ class ModelFailed(RuntimeError):
 
 
 class Service:
-    """What requests share on the server's thread."""
+    """What requests share on the server's thread. `keeper` is of the critic, None where none is held."""
 
-    def __init__(self, config: ServeConfig, model: ServedModel):
+    def __init__(self, config: ServeConfig, model: ServedModel, ranks: Ranks, critic: CriticWork | None):
         self.config, self.model = config, model
         wait = config.batch.wait_milliseconds / 1000
         self.queue = RowQueue(config.limits.queue_rows, config.batch.rows, wait)
         self.numbers = Numbers(self.queue)
+        self.keeper = critic and CriticKeeper(critic, ranks, config.limits.queue_rows, self.numbers.critic)
         self.stopping = False
 
     async def probabilities(self, rows: list[tuple]) -> tuple[Tensor, list[bool]]:
@@ -82,21 +86,35 @@ class Service:
         Raises:
             HTTPException: 429 no room, 503 stopping, failed or not scored in time.
         """
+        results = await self._results(Ticket(rows), "request_seconds")
+        return torch.stack([p for p, _ in results]), [cut for _, cut in results]
+
+    async def work_on_critic(self, name: str, request) -> dict:
+        """The answer of the keeper's function of this name.
+
+        Raises:
+            HTTPException: as `probabilities`, and what the keeper refuses.
+        """
+        (answer,) = await self._results(Ticket([(name, request)], alone=True), "critic_seconds")
+        return answer
+
+    async def _results(self, ticket: Ticket, limit: str) -> list:
         if self.stopping:
             raise HTTPException(503, "the service is being stopped", {"Retry-After": AWAY_SECONDS})
-        ticket, seconds = Ticket(rows), self.config.limits.request_seconds
+        seconds = getattr(self.config.limits, limit)
         try:
             self.queue.put(ticket)
         except QueueFull as error:
             raise HTTPException(429, str(error), {"Retry-After": str(error.seconds)}) from None
         try:
-            results = await asyncio.wait_for(asyncio.wrap_future(ticket.future), seconds)
+            return await asyncio.wait_for(asyncio.wrap_future(ticket.future), seconds)
         except asyncio.TimeoutError:
-            late = f"not scored within {seconds:g} s (limits.request_seconds)"
+            late = f"not done within {seconds:g} s (limits.{limit})"
             raise HTTPException(503, late, {"Retry-After": AWAY_SECONDS}) from None
+        except Refusal as error:
+            raise HTTPException(error.status, error.detail) from None
         except ModelFailed as error:
             raise HTTPException(503, str(error), {"Retry-After": AWAY_SECONDS}) from None
-        return torch.stack([p for p, _ in results]), [cut for _, cut in results]
 
     async def score(self, items: list, normalize: str) -> list[dict]:
         """The items of POST /score's answer."""
@@ -133,6 +151,7 @@ class Service:
             "deviation": model.by_dimension(model.deviation.tolist()),
             "max_length": model.max_length, "request_items": limits.request_items,
             "request_bytes": limits.request_bytes, "request_seconds": limits.request_seconds,
+            "critic": describe_critic(self),
         }  # fmt: skip
 
 
@@ -169,6 +188,8 @@ def make_app(service: Service, token: str | None) -> Counted:
     async def invalid(request: Request, error: RequestValidationError):
         return JSONResponse({"detail": first_mistake(error)}, 422)
 
+    if service.keeper:
+        add_critic(app, service, bearer)
     limits = service.config.limits
     return Counted(Guard(app, token, limits.request_bytes, limits.request_seconds), service.numbers)
 

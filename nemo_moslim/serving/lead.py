@@ -14,7 +14,9 @@ from nemo_moslim.data.chat import Prompt
 from nemo_moslim.rollout.remote_score import TOKEN_VARIABLE
 from nemo_moslim.serve_config import ServeConfig
 from nemo_moslim.serving.app import ModelFailed, ServedModel, Service, make_app
-from nemo_moslim.serving.ranks import IDLE_SECONDS, STOP, Ranks
+from nemo_moslim.serving.critic_keeper import CriticWork, Refusal
+from nemo_moslim.serving.ranks import IDLE_SECONDS, SCORE, STOP, Ranks
+from nemo_moslim.serving.row_queue import Entry, Ticket
 
 POLL_SECONDS = 0.2  # how soon an idle model sees that the server has ended
 Probabilities = Callable[[Sequence[Prompt], Sequence[str]], tuple[Tensor, Tensor]]  # fp32 [R, C], cut bool [R]
@@ -33,10 +35,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def lead(
-    config: ServeConfig, model: ServedModel, probabilities: Probabilities, ranks: Ranks, listener: socket.socket
+    config: ServeConfig,
+    model: ServedModel,
+    probabilities: Probabilities,
+    ranks: Ranks,
+    listener: socket.socket,
+    critic: CriticWork | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, which must reach the main thread; what waits is still scored."""
-    service = Service(config, model)
+    service = Service(config, model, ranks, critic)
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(service, os.environ.get(TOKEN_VARIABLE)),
@@ -70,7 +77,7 @@ def lead(
 
 
 def work(service: Service, probabilities: Probabilities, ranks: Ranks, http: threading.Thread) -> None:
-    """Score batch after batch until the server's thread has ended."""
+    """Score batch after batch, and what the critic is asked for in between, until the server's thread has ended."""
     last_sign = time.monotonic()
     while http.is_alive() or len(service.queue):
         batch = service.queue.take(POLL_SECONDS)
@@ -79,15 +86,32 @@ def work(service: Service, probabilities: Probabilities, ranks: Ranks, http: thr
                 ranks.share(None)
                 last_sign = time.monotonic()
             continue
-        started = time.perf_counter()
-        rows: list[tuple[Prompt, str]] = [ticket.rows[place] for ticket, place in batch]
-        prompts, responses = map(list, zip(*rows, strict=True))
-        ranks.share((prompts, responses))
-        p, cut = probabilities(prompts, responses)
-        p, cut = p.cpu(), cut.tolist()
-        seconds = time.perf_counter() - started
-        service.queue.scored(len(batch), seconds)
-        service.numbers.batch(len(batch), seconds)
-        for (ticket, place), row, shortened in zip(batch, p, cut, strict=True):
-            ticket.fill(place, (row, shortened))
+        if batch[0][0].alone:
+            work_on_critic(service, *batch[0])
+        else:
+            score(service, batch, probabilities, ranks)
         last_sign = time.monotonic()
+
+
+def score(service: Service, batch: list[Entry], probabilities: Probabilities, ranks: Ranks) -> None:
+    """A batch on all ranks; its requests learn what was found."""
+    started = time.perf_counter()
+    rows: list[tuple[Prompt, str]] = [ticket.rows[place] for ticket, place in batch]
+    prompts, responses = map(list, zip(*rows, strict=True))
+    ranks.share((SCORE, prompts, responses))
+    p, cut = probabilities(prompts, responses)
+    p, cut = p.cpu(), cut.tolist()
+    seconds = time.perf_counter() - started
+    service.queue.scored(len(batch), seconds)
+    service.numbers.batch(len(batch), seconds)
+    for (ticket, place), row, shortened in zip(batch, p, cut, strict=True):
+        ticket.fill(place, (row, shortened))
+
+
+def work_on_critic(service: Service, ticket: Ticket, place: int) -> None:
+    """A request to the critic, on all ranks."""
+    name, request = ticket.rows[place]
+    try:
+        ticket.fill(place, getattr(service.keeper, name)(request))
+    except Refusal as refusal:
+        ticket.finish(lambda error=refusal: ticket.future.set_exception(error))

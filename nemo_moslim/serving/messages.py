@@ -48,6 +48,15 @@ class ScoreAnswer(BaseModel):
     model: str = Field(description="the `id` of GET /model")
 
 
+class CriticAnswer(BaseModel):
+    """What a client needs to know of the critic."""
+
+    vocabulary: str = Field(description="digest of the tokens and their numbers")
+    vocab_size: int
+    max_length: int = Field(description="tokens of prompt and answer together")
+    request_seconds: float = Field(description="longest time to work on a request")
+
+
 class ModelAnswer(BaseModel):
     """What is served."""
 
@@ -60,6 +69,7 @@ class ModelAnswer(BaseModel):
     request_items: int = Field(description="most items of a request")
     request_bytes: int = Field(description="most bytes of a request's body")
     request_seconds: float = Field(description="longest time to receive a request, and again to score it")
+    critic: CriticAnswer | None = Field(description="PPO's critic; null where none is held")
 
 
 class HealthAnswer(BaseModel):

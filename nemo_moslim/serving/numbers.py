@@ -12,7 +12,8 @@ from prometheus_client import (
     generate_latest,
 )
 
-PATHS = ("/score", "/model", "/health", "/metrics")  # others are counted as one, so that nobody can make up labels
+CRITIC_PATHS = ("/values", "/update_critic", "/save_critic", "/load_critic", "/critic")
+PATHS = ("/score", "/model", "/health", "/metrics", *CRITIC_PATHS)  # others are counted as one, so that nobody can make up labels
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 ROWS = tuple(2**power for power in range(13))
 
@@ -31,6 +32,8 @@ class Numbers:
         self.answers = Counter("moslim_answers_scored", "Answers scored", **own)
         self.batch_rows = Histogram("moslim_batch_rows", "Answers scored together", buckets=ROWS, **own)
         self.batch_seconds = Histogram("moslim_batch_seconds", "Time to score a batch", buckets=SECONDS, **own)
+        self.critic_rows = Counter("moslim_critic_answers", "Answers that the critic worked on", ["work"], **own)
+        self.critic_work = Counter("moslim_critic_work", "Values asked for, and updates", ["work"], **own)
         Gauge("moslim_queued_answers", "Answers that wait", **own).set_function(lambda: len(queue))
 
     def batch(self, rows: int, seconds: float) -> None:
@@ -38,6 +41,11 @@ class Numbers:
         self.answers.inc(rows)
         self.batch_rows.observe(rows)
         self.batch_seconds.observe(seconds)
+
+    def critic(self, work: str, rows: int) -> None:
+        """The critic has found values, or has learnt."""
+        self.critic_work.labels(work).inc()
+        self.critic_rows.labels(work).inc(rows)
 
     def text(self) -> bytes:
         """Prometheus' text format."""

@@ -1,5 +1,6 @@
 """Rank 0 hands out the work, the other ranks follow: one broadcast a batch, on the host."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -8,6 +9,7 @@ from nemo_moslim.parallel.layout import is_rank_zero, world_size
 
 IDLE_SECONDS = 30.0  # between the broadcasts of an idle service; gloo gives up after half an hour without one
 STOP = "stop"
+SCORE = "score"
 
 
 class Ranks:
@@ -24,8 +26,8 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def follow(self, do) -> None:
-        """On the other ranks: `do(*work)` whatever rank 0 shares, until it stops. None is a sign of life."""
+    def follow(self, do: dict[str, Callable]) -> None:
+        """On the other ranks: `do[name](*work)` whatever (name, *work) rank 0 shares, until it stops."""
         while (work := self.share(None)) != STOP:
-            if work is not None:
-                do(*work)
+            if work is not None:  # a sign of life
+                do[work[0]](*work[1:])

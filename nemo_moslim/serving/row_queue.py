@@ -23,9 +23,13 @@ class QueueFull(Exception):
 
 @dataclass
 class Ticket:
-    """A request's rows. `future` becomes the list of their results, or is cancelled when nobody waits any more."""
+    """A request's rows. `future` becomes the list of their results, or is cancelled when nobody waits any more.
+
+    One that goes `alone` shares no batch: work of another kind than scoring.
+    """
 
     rows: list[Any]
+    alone: bool = False
     future: Future = field(default_factory=Future)
     results: list[Any] = field(default_factory=list)
 
@@ -84,6 +88,8 @@ class RowQueue:
             self._changed.wait_for(lambda: len(self._entries) >= self.batch_rows, self.wait_seconds)
             batch: list[Entry] = []
             while self._entries and len(batch) < self.batch_rows:
+                if batch and (batch[0][0].alone or self._entries[0][0].alone):
+                    break
                 ticket, place = self._entries.popleft()
                 if not ticket.future.cancelled():
                     batch.append((ticket, place))

@@ -13,7 +13,6 @@ from nemo_moslim.functional.advantages import (
     token_rewards,
     whiten,
 )
-from nemo_moslim.functional.policy_losses import clipped_value_loss
 from nemo_moslim.parallel.layout import sum_over_data_ranks
 from nemo_moslim.policy_config import PPOConfig
 from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, policy_loss
@@ -29,7 +28,6 @@ class PPO:
     uses_critic = True
     unit = 1
     metric_names = POLICY_METRICS
-    value_metric_names = ("value_clipped", "value_error", "returns", "returns_squared")
 
     def __init__(self, config: PPOConfig):
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
@@ -63,10 +61,3 @@ class PPO:
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Of the policy."""
         return policy_loss(logprobs, entropy, batch, self.config.clip_ratio, self.config.entropy_coef)
-
-    def value_loss(self, values: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Of the critic; values fp32 [B, T] with gradient."""
-        loss, sums = clipped_value_loss(
-            values, batch.old_values, batch.returns, batch.response_mask, self.config.value_clip
-        )
-        return loss, sums.pop("count"), sums

@@ -1,7 +1,8 @@
 """Checkpoints of reinforcement learning: the policy in NeMo 2's layout with its optimizer, the critic beside it.
 
     RUN/checkpoints/step=000100/           weights/ and context/ of the policy, loop.json
-    RUN/checkpoints/step=000100/critic/    weights/ and context/ of the critic, with PPO
+    RUN/checkpoints/step=000100/critic/    weights/ and context/ of the critic, with PPO; a service keeps its critic's itself
+                                           (remote_critic.py)
 
 Everything random is drawn from (seed, step, row), and prompts are dealt by step, so that a resumed run needs the step
 and the controllers' state alone.
@@ -9,6 +10,7 @@ and the controllers' state alone.
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,7 +38,12 @@ _METADATA = {
 
 
 def save_checkpoint(
-    run_dir: str, step: int, models: dict[str, TrainedModel], state: dict, contexts: dict[str, Path]
+    run_dir: str | Path,
+    step: int,
+    models: dict[str, TrainedModel],
+    state: dict,
+    contexts: dict[str, Path],
+    beside: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write the state after `step` steps; it appears under its name when it is complete. A collective.
 
@@ -44,6 +51,7 @@ def save_checkpoint(
         models: "" for the policy, CRITIC for the critic.
         state: of the loop; JSON.
         contexts: a context/ folder per model, to copy.
+        beside: writes what else belongs to it into the folder; called on every rank.
     """
     final = checkpoints_folder(run_dir) / checkpoint_name(step)
     unfinished = final.with_name(UNFINISHED + final.name)
@@ -56,6 +64,8 @@ def save_checkpoint(
     torch.distributed.barrier()
     for name, model in models.items():
         dist_checkpointing.save(_sharded_state(model, False), str(unfinished / name / "weights"))
+    if beside:
+        beside(unfinished)
     if is_rank_zero():
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
@@ -110,7 +120,7 @@ def keep_best(run_dir: str, checkpoint: Path, value: float) -> None:
         mark_best(run_dir, checkpoint.name, "reward", value)
 
 
-def remove_unfinished(run_dir: str) -> None:
+def remove_unfinished(run_dir: str | Path) -> None:
     """What a kill in the middle of a write left; on rank 0."""
     if is_rank_zero():
         checkpoints_folder(run_dir).mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@ which answers there are, and how they are dealt into updates, is the same in eve
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,22 +15,15 @@ from torch import Tensor
 from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.clock import Clock
 from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
-from nemo_moslim.models.critic import answer_values, critic_step
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
-from nemo_moslim.parallel.layout import (
-    any_rank,
-    data_parallel_place,
-    from_last_stage,
-    is_rank_zero,
-    sum_over_data_ranks,
-)
+from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero, sum_over_data_ranks
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.collect import Collector
 from nemo_moslim.rollout.remote_score import ServiceUnavailable
-from nemo_moslim.rollout.score import forward_micro_batches
 from nemo_moslim.run_folder import list_checkpoints, remove_old_checkpoints, step_of
 from nemo_moslim.stop_request import StopRequest
 from nemo_moslim.training.algorithm import Algorithm, answer_kl
+from nemo_moslim.training.critic import Critic, update_place
 from nemo_moslim.training.objective import rewards_to_learn
 from nemo_moslim.training.rl_batches import deal, policy_batch, with_field
 from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, save_checkpoint
@@ -50,7 +43,7 @@ class PolicyTraining:
         config: PolicyTrainingConfig,
         algorithm: Algorithm,
         policy: TrainedModel,
-        critic: TrainedModel | None,
+        critic: Critic | None,
         collector: Collector,
         train: PromptDataset,
         validation: PromptDataset | None,
@@ -64,7 +57,7 @@ class PolicyTraining:
         self.collector, self.train, self.validation = collector, train, validation
         self.vocab_size, self.pad_id, self.contexts = vocab_size, pad_id, contexts
         self.schema, self.clock = collector.scorer.schema, collector.clock
-        self.models = {"": policy} | ({"critic": critic} if critic else {})
+        self.models = {"": policy} | (critic.models if critic else {})
         self.reference = FrozenWeights(policy.module)  # before a checkpoint is loaded: the initial policy
         self.step = self._resume()
         self.log = RunLog(config.run_dir, self.step, config.trainer.max_steps, config.trainer.log_every, loggers)
@@ -91,18 +84,18 @@ class PolicyTraining:
         if self.step == 0 and self.validation:
             self._write_first_validation()
         while self.step < trainer.max_steps:
-            started = time.perf_counter()
+            started, state = time.perf_counter(), self._state()
             try:
                 row = self.train_step()
-            except ServiceUnavailable:  # nothing has changed since the last step
-                self._save_last_step()
+            except ServiceUnavailable:  # neither policy nor critic has changed since the last step
+                self._save_last_step(state)
                 raise
             validation = self._validate() if (self.step + 1) % trainer.validate_every == 0 else {}
             self.step += 1
             stopping = any_rank(self.stop.told)
             last = stopping or self.step == trainer.max_steps
             if last or self.step % trainer.checkpoint_every == 0 or validation:
-                self._save(validation)
+                self._save(validation, self._state())
             phases = {name: round(seconds, 4) for name, seconds in self.clock.take().items()}
             seconds = time.perf_counter() - started
             row["seconds"] = {"step": round(seconds, 4), **phases}
@@ -136,7 +129,7 @@ class PolicyTraining:
         batches = with_field(batches, old_logprobs=old, ref_logprobs=ref)
         if self.critic:
             with self.clock.phase("values"):
-                batches = with_field(batches, old_values=self._values(critic_batches))
+                batches = with_field(batches, old_values=self.critic.values(critic_batches))
 
         batches, prepared = self.algorithm.prepare(learnt, batches)
         kl = answer_kl(rollout, batches)
@@ -188,21 +181,7 @@ class PolicyTraining:
         def collect(batch: PolicyBatch, hidden: Tensor) -> dict:
             return {"values": self._answer_logprobs(self.policy.module, hidden, batch)[0]}
 
-        return self._answer_columns(self.policy, batches, hidden_states_step, collect)
-
-    def _values(self, batches: list[PolicyBatch]) -> list[Tensor]:
-        def collect(batch: PolicyBatch, output: Tensor) -> dict:
-            return {"values": answer_values(output, batch)}
-
-        return self._answer_columns(self.critic, batches, critic_step, collect)
-
-    def _answer_columns(self, model: TrainedModel, batches: list, forward: Callable, collect: Callable) -> list[Tensor]:
-        model.module.eval()
-        kept = forward_micro_batches(model.module, batches, collect, model.max_length, forward)
-        columns = [k["values"].float() for k in kept] or [
-            torch.zeros(b.response_mask.shape, device="cuda") for b in batches
-        ]
-        return [from_last_stage(column.contiguous()).cpu() for column in columns]
+        return self.policy.answer_columns(batches, hidden_states_step, collect)
 
     def _answer_logprobs(self, module: torch.nn.Module, hidden: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -213,34 +192,34 @@ class PolicyTraining:
     def _update(
         self, updates: list[list[PolicyBatch]], critic_batches: list[PolicyBatch], critic_plan: list[list[PolicyBatch]]
     ) -> dict[str, float]:
-        """All epochs of policy and critic; the metrics of the last, and the first update's ratio to the old policy."""
+        """All epochs of critic and policy; the metrics of the last, and the first update's ratio to the old policy.
+
+        The critic goes first: neither reads what the other learns, and when a service's critic fails, the policy is
+        still what it was.
+        """
 
         def loss(module: torch.nn.Module, hidden: Tensor, batch: PolicyBatch):
             return self.algorithm.loss(*self._answer_logprobs(module, hidden, batch), batch)
 
-        def value_loss(module: torch.nn.Module, output: Tensor, batch: PolicyBatch):
-            return self.algorithm.value_loss(answer_values(output, batch), batch)
-
+        orders = [
+            np.random.default_rng([self.config.trainer.seed, self.step, epoch]).permutation(len(updates))
+            for epoch in range(self.algorithm.epochs)
+        ]
+        learnt = []
+        if self.critic:
+            with self.clock.phase("critic update"):
+                critic_updates = self._critic_batches(updates, critic_batches, critic_plan)
+                learnt = self.critic.learn(critic_updates, orders, self.step)
         first_deviation, totals = None, []
-        critic_updates = self._critic_batches(updates, critic_batches, critic_plan)
-        for epoch in range(self.algorithm.epochs):
-            order = np.random.default_rng([self.config.trainer.seed, self.step, epoch]).permutation(len(updates))
+        for epoch, order in enumerate(orders):
             totals = []
             for number, index in enumerate(order):
-                place = f"step {self.step + 1}, epoch {epoch + 1}, update {number + 1}"
+                place, names = update_place(self.step + 1, epoch + 1, number + 1), self.algorithm.metric_names
                 with self.clock.phase("update"):
-                    sums = self.policy.update(
-                        updates[index], hidden_states_step, loss, self.algorithm.metric_names, place
-                    )
+                    sums = self.policy.update(updates[index], hidden_states_step, loss, names, place)
                 if first_deviation is None:
                     first_deviation = sums["ratio_deviation_max"]
-                if self.critic:
-                    with self.clock.phase("critic update"):
-                        names = self.algorithm.value_metric_names
-                        values = self.critic.update(critic_updates[index], critic_step, value_loss, names, place)
-                    sums |= {name: values[name] for name in names} | {"value_loss": values["loss"]}
-                    sums["value_grad_norm"] = values["grad_norm"]
-                totals.append(sums)
+                totals.append({**sums, **(learnt[epoch][number] if learnt else {})})
         return update_metrics(totals, first_deviation)
 
     def _critic_batches(self, updates, critic_batches, critic_plan) -> list[list[PolicyBatch]]:
@@ -267,28 +246,36 @@ class PolicyTraining:
         self.clock.take()
         self.log.write(row)
 
-    def _save(self, validation: dict[str, float]) -> None:
-        state = {"kl_coef": getattr(self.algorithm, "kl_coef", None)}
+    def _state(self) -> dict:
+        """What a checkpoint holds besides the models."""
+        return {"kl_coef": getattr(self.algorithm, "kl_coef", None)}
+
+    def _save(self, validation: dict[str, float], state: dict) -> None:
+        beside = partial(self.critic.save, step=self.step) if self.critic else None
         with self.clock.phase("checkpoint"):
-            path = save_checkpoint(self.config.run_dir, self.step, self.models, state, self.contexts)
+            path = save_checkpoint(self.config.run_dir, self.step, self.models, state, self.contexts, beside)
             if validation:
                 keep_best(self.config.run_dir, path, validation["reward"])
             if is_rank_zero():
                 remove_old_checkpoints(self.config.run_dir, self.config.trainer.keep_checkpoints)
 
-    def _save_last_step(self) -> None:
+    def _save_last_step(self, state: dict) -> None:
         """A checkpoint of the steps that are done, unless there is one."""
         found = list_checkpoints(self.config.run_dir)
         if self.step > (step_of(found[-1]) if found else 0):
-            self._save({})
+            self._save({}, state)
 
     def _resume(self) -> int:
         found = list_checkpoints(self.config.run_dir)
         if not found:
+            if self.critic:
+                self.critic.resume(None)
             return 0
         if is_rank_zero():
             print(f"resuming from {found[-1]}", flush=True)
         state = load_checkpoint(found[-1], self.models)
+        if self.critic:
+            self.critic.resume(found[-1])
         if state["kl_coef"] is not None:
             self.algorithm.kl_coef = state["kl_coef"]
         return state["step"]

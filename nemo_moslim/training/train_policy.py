@@ -33,10 +33,12 @@ from nemo_moslim.rollout.weighted_score import WeightedScorer
 from nemo_moslim.run_folder import write_atomically
 from nemo_moslim.stop_request import StopRequest
 from nemo_moslim.training.checkpoint import write_in_this_process
+from nemo_moslim.training.critic import Critic, LocalCritic
 from nemo_moslim.training.experiment_loggers import experiment_loggers
 from nemo_moslim.training.online_dpo import OnlineDPO
 from nemo_moslim.training.ppo import PPO
-from nemo_moslim.training.rl_checkpoint import CRITIC, remove_unfinished, write_context
+from nemo_moslim.training.remote_critic import RemoteCritic
+from nemo_moslim.training.rl_checkpoint import remove_unfinished, write_context
 from nemo_moslim.training.rl_loop import PolicyTraining
 from nemo_moslim.training.rloo import RLOO
 from nemo_moslim.training.telemetry import package_versions, peak_memory_gigabytes, read_metrics
@@ -80,7 +82,8 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     write_in_this_process()
 
     stop = StopRequest()
-    scorer = open_scorer(config, stop)
+    services = {path: RewardService(path, config.reward_patience, stop) for path in config.reward if is_service(path)}
+    scorer = open_scorer(config, services)
     asked = scorer.schema if config.objective.name == "preferences" else None
     model, tokenizer_folder = open_policy(config.policy, parallel, config.precision, asked, config.recompute)
     encoder = ChatEncoder(load_tokenizer(tokenizer_folder))
@@ -88,10 +91,14 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     train, validation = prompt_data(config, scorer, encoder, max_length)
     algorithm = ALGORITHM_CLASSES[config.algorithm.name](config.algorithm)
     policy = TrainedModel(model, config.optimizer, config.precision, max_length)
-    critic = open_trained_critic(config, tokenizer_folder, max_length) if algorithm.uses_critic else None
+    critic: Critic | None = None
+    if algorithm.uses_critic and config.algorithm.critic == "service":
+        critic = RemoteCritic(services[config.reward[0]], config, encoder.tokenizer)
+    elif algorithm.uses_critic:
+        critic = LocalCritic(open_trained_critic(config, tokenizer_folder, max_length), config.algorithm.value_clip)
     contexts = {"": write_context(model, run_dir / "context" / "policy")}
-    if critic:
-        contexts[CRITIC] = write_context(critic.model, run_dir / "context" / CRITIC)
+    for name, trained in critic.models.items() if critic else ():
+        contexts[name] = write_context(trained.model, run_dir / "context" / name)
     vocab_size = len(encoder.tokenizer)
     generator = MegatronGenerator(policy.module, config.generation, [encoder.eos_id], vocab_size, max_length)
     collector = Collector(
@@ -103,28 +110,25 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     )  # fmt: skip
 
 
-def open_scorer(config: PolicyTrainingConfig, stop: StopRequest) -> Scorer:
-    """What the objective makes of the reward model (or models), on these ranks or in a service.
+def open_scorer(config: PolicyTrainingConfig, services: dict[str, RewardService]) -> Scorer:
+    """What the objective makes of the reward model (or models), on these ranks or in the services of these addresses.
 
     Raises:
-        ValueError: as `open_reward_model`, `LocalScorer`, `RewardService` and `WeightedScorer`.
+        ValueError: as `open_reward_model`, `LocalScorer` and `WeightedScorer`.
     """
     size, offload = config.batch.score_size, config.offload
-
-    def service(path: str) -> RewardService:
-        return RewardService(path, config.reward_patience, stop)
 
     def opened(path: str) -> tuple:
         return open_reward_model(path, config.parallel, config.precision)
 
     if config.objective.name != "preferences":
         models = [
-            RemoteRewardModel(service(path)) if is_service(path) else LocalRewardModel(*opened(path), size, offload)
+            RemoteRewardModel(services[path]) if is_service(path) else LocalRewardModel(*opened(path), size, offload)
             for path in config.reward
         ]
         return WeightedScorer(models, config.objective.weights)
     if is_service(config.reward[0]):
-        return RemoteScorer(service(config.reward[0]), config.normalize)
+        return RemoteScorer(services[config.reward[0]], config.normalize)
     return LocalScorer(*opened(config.reward[0]), config.normalize, size, offload)
 
 

@@ -8,9 +8,11 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from nemo_moslim.batches import PolicyBatch
 from nemo_moslim.config import OptimizerConfig
 from nemo_moslim.models.summed_loss import SummedLossModel
 from nemo_moslim.parallel.layout import from_last_stage, maximum_over_data_ranks, sum_over_data_ranks
+from nemo_moslim.rollout.score import forward_micro_batches
 from nemo_moslim.training.optimizer import (
     OWN_GROUP,
     data_parallel_settings,
@@ -48,9 +50,27 @@ class TrainedModel:
         """Set and return the learning rate of the updates of this step."""
         s = self.settings
         rate = s.lr * learning_rate_factor(step, s.schedule, s.warmup_steps, max_steps, s.min_lr / s.lr)
+        self.set_rate(rate)
+        return rate
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the updates to come."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_mult", 1.0)
-        return rate
+
+    def answer_columns(
+        self,
+        micro_batches: list[PolicyBatch],
+        forward: Callable[[torch.nn.Module, PolicyBatch], Tensor],
+        collect: Callable[[PolicyBatch, Tensor], dict],
+    ) -> list[Tensor]:
+        """What `collect` finds under "values" without gradients: fp32 [B, T] per micro-batch, on every stage's host."""
+        self.module.eval()
+        kept = forward_micro_batches(self.module, micro_batches, collect, self.max_length, forward)
+        columns = [k["values"].float() for k in kept] or [
+            torch.zeros(b.response_mask.shape, device="cuda") for b in micro_batches
+        ]
+        return [from_last_stage(column.contiguous()).cpu() for column in columns]
 
     def update(
         self,
