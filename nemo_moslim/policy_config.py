@@ -11,6 +11,7 @@ from nemo_moslim.config import LONG_PROMPTS, GenerationConfig, OptimizerConfig, 
 SERVICES = ("http://", "https://")
 CUT_ANSWERS = ("score", "mask")
 CRITICS = ("local", "service")
+RECOMPUTE = (None, "selective", "full")
 NORMALIZE = ("total", "active")
 
 
@@ -200,7 +201,7 @@ class PolicyTrainingConfig:
         one_of("normalize", self.normalize, NORMALIZE)
         one_of("cut_answers", self.cut_answers, CUT_ANSWERS)
         one_of("long_prompts", self.long_prompts, LONG_PROMPTS)
-        one_of("recompute", self.recompute, (None, "selective", "full"))
+        one_of("recompute", self.recompute, RECOMPUTE)
         self.algorithm = chosen("algorithm", self.algorithm, ALGORITHMS)
         self.objective = chosen("objective", self.objective, OBJECTIVES)
         self._check_rewards()

@@ -1,10 +1,10 @@
 """Typed configuration of examples/serve_reward.py; see config.py."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from nemo_moslim.checks import one_of, positive, require
-from nemo_moslim.config import PRECISIONS, ParallelConfig
-from nemo_moslim.policy_config import NORMALIZE
+from nemo_moslim.config import PRECISIONS, OptimizerConfig, ParallelConfig
+from nemo_moslim.policy_config import NORMALIZE, RECOMPUTE
 
 
 @dataclass
@@ -28,15 +28,50 @@ class ServeLimitsConfig:
     request_items: int
     request_bytes: int
     request_seconds: float
+    critic_seconds: float
 
     def __post_init__(self):
-        positive("limits.", self, "queue_rows", "request_items", "request_bytes", "request_seconds")
+        positive("limits.", self, "queue_rows", "request_items", "request_bytes", "request_seconds", "critic_seconds")
         require(
             self.request_items <= self.queue_rows,
             "limits.request_items",
             self.request_items,
             f"at most limits.queue_rows={self.queue_rows}: a request enters the queue whole",
         )
+
+
+@dataclass
+class CriticOptimizerConfig:
+    """As `OptimizerConfig`, without the learning rate: the training sends it with every update."""
+
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    clip_grad: float
+    distributed: bool
+    overlap: bool | None
+
+    def __post_init__(self):
+        self.whole()
+
+    def whole(self) -> OptimizerConfig:
+        """With a learning rate to start from."""
+        return OptimizerConfig(lr=1.0, min_lr=0.0, schedule="constant", warmup_steps=0, **asdict(self))
+
+
+@dataclass
+class CriticTrainingConfig:
+    """How a critic is updated; a training's other settings of it come from its client."""
+
+    micro_size: int
+    max_length: int | None
+    recompute: str | None
+    optimizer: CriticOptimizerConfig
+
+    def __post_init__(self):
+        positive("critic_training.", self, "micro_size")
+        one_of("critic_training.recompute", self.recompute, RECOMPUTE)
 
 
 @dataclass
@@ -51,9 +86,14 @@ class ServeConfig:
     normalize: str
     batch: ServeBatchConfig
     limits: ServeLimitsConfig
+    critic: bool
+    critic_dir: str | None
+    critic_training: CriticTrainingConfig
     cpu_threads: int | None
 
     def __post_init__(self):
         one_of("precision", self.precision, PRECISIONS[:2])
         one_of("normalize", self.normalize, NORMALIZE)
         require(0 <= self.port < 2**16, "port", self.port, "a port, or 0 for a free one")
+        saved = "a folder with critic=true: where the critic is saved when the policy is"
+        require(not self.critic or bool(self.critic_dir), "critic_dir", self.critic_dir, saved)

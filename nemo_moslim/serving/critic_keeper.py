@@ -125,10 +125,10 @@ class CriticKeeper:
             found = "there is none" if saved is None else f"that one has {saved}"
             raise Refusal(
                 404,
-                f"no checkpoint of the critic of {run} after step {step} and {number} updates ({found}): serve with the "
-                "critic_dir of that training's start, which keeps the last two",
+                f"no checkpoint of the critic of {run} after step {step} and {number} updates ({found}): serve with "
+                "critic_dir as in that training's last start; it keeps the last two",
             )
-        self.standing = Standing()
+        self.standing, self._parts_of = Standing(), None
         self._on_every_rank(*(("load", run, step) if step else ("start", request.seed)))
         self.standing = Standing(run, number, step)
         return self.where()

@@ -61,13 +61,16 @@ class LocalCritic:
         self, updates: list[list[PolicyBatch]], orders: Sequence[Sequence[int]], step: int
     ) -> list[list[dict[str, float]]]:
         """See `Critic`."""
-        return [
-            [
-                critic_update(self.model, updates[index], self.value_clip, update_place(step + 1, epoch + 1, number + 1))
-                for number, index in enumerate(order)
-            ]
-            for epoch, order in enumerate(orders)
-        ]
+        found = []
+        for epoch, order in enumerate(orders):
+            places = [update_place(step + 1, epoch + 1, number + 1) for number in range(len(order))]
+            found.append(
+                [
+                    critic_update(self.model, updates[index], self.value_clip, place)
+                    for index, place in zip(order, places, strict=True)
+                ]
+            )
+        return found
 
     def save(self, checkpoint: Path, step: int) -> None:
         """See `Critic`: it is among the checkpoint's models."""

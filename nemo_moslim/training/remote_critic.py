@@ -54,11 +54,11 @@ class RemoteCritic:
         """
         held = service.model.get("critic")
         address = config.reward[0]
-        require(held is not None, "reward", address, "a service with a critic: start it with critic=true critic_dir=DIR")
+        require(held is not None, "reward", address, "a service with a critic: serve with critic=true critic_dir=DIR")
         if held["vocabulary"] != vocabulary_digest(tokenizer):
             raise ValueError(
-                f"reward={address}: its critic numbers tokens otherwise than policy={config.policy}: with algorithm=ppo "
-                "both need the same tokenizer"
+                f"reward={address}: its critic numbers tokens otherwise than policy={config.policy}: both need "
+                "the same tokenizer"
             )
         self.service, self.algorithm, self.seed = service, config.algorithm, config.trainer.seed
         folder = Path(config.run_dir).resolve()

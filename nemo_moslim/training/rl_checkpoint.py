@@ -1,8 +1,8 @@
 """Checkpoints of reinforcement learning: the policy in NeMo 2's layout with its optimizer, the critic beside it.
 
     RUN/checkpoints/step=000100/           weights/ and context/ of the policy, loop.json
-    RUN/checkpoints/step=000100/critic/    weights/ and context/ of the critic, with PPO; a service keeps its critic's itself
-                                           (remote_critic.py)
+    RUN/checkpoints/step=000100/critic/    weights/ and context/ of the critic, with PPO; a service has its
+                                           critic's itself (remote_critic.py)
 
 Everything random is drawn from (seed, step, row), and prompts are dealt by step, so that a resumed run needs the step
 and the controllers' state alone.

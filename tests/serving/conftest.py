@@ -73,3 +73,11 @@ def service(start_stub) -> StubService:
     """Small limits, so that each can be met."""
     limits = ["queue_rows=12", "request_items=8", "request_bytes=20000", "request_seconds=6"]
     return start_stub("batch.rows=4", "batch.wait_milliseconds=20", *(f"limits.{limit}" for limit in limits))
+
+
+@pytest.fixture(scope="session")
+def critic_service(start_stub, tmp_path_factory) -> StubService:
+    """One that holds a critic too."""
+    limits = ["queue_rows=12", "request_items=8", "request_bytes=20000", "critic_seconds=30"]
+    folder = tmp_path_factory.mktemp("critic")
+    return start_stub("critic=true", f"critic_dir={folder}", *(f"limits.{limit}" for limit in limits))

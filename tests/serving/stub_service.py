@@ -8,6 +8,7 @@ import time
 import zlib
 
 import torch
+from stub_critic import StubCritic
 
 from nemo_moslim.preferences import PreferenceSchema
 
@@ -62,7 +63,8 @@ def main() -> None:
     config = parse(compose_config("serve_reward", ["run=stub", "port=0", *sys.argv[1:]]), ServeConfig)
     schema = PreferenceSchema.from_dict(PREFERENCES)
     model = ServedModel(schema, "per_head", torch.tensor(AVERAGE), torch.tensor(DEVIATION), LENGTH, Encoder())
-    lead(config, model, probabilities, Ranks(), listen(config.host, config.port))
+    critic = StubCritic(config.critic_dir) if config.critic else None
+    lead(config, model, probabilities, Ranks(), listen(config.host, config.port), critic)
 
 
 if __name__ == "__main__":
