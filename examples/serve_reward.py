@@ -1,9 +1,9 @@
-"""Serve a reward model over HTTP (and PPO's critic); under torchrun rank 0 answers and the other ranks hold their parts.
+"""Serve a reward model over HTTP; under torchrun rank 0 answers requests and the other ranks hold their parts.
 
 python examples/serve_reward.py run=RUN|HF_DIR port=8080
 torchrun --nproc-per-node 8 examples/serve_reward.py run=RUN host=0.0.0.0 parallel.tensor=4 parallel.pipeline=2
 MOSLIM_SERVICE_TOKEN=SECRET python examples/serve_reward.py run=RUN      only with `Authorization: Bearer SECRET`
-python examples/serve_reward.py run=RUN critic=true critic_dir=DIR       for train_policy.py algorithm.critic=service
+python examples/serve_reward.py run=RUN critic=true critic_dir=DIR       PPO's critic too, for algorithm.critic=service
 
 Then POST /score, GET /model, /health, /metrics, and the interface's description at /docs (docs/serving.md).
 """

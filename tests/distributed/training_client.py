@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,6 +118,22 @@ def wait_for(condition, job: Job, seconds: float = LIMIT) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"waited {seconds:g} s in vain\n{job.output()[-6000:]}")
         time.sleep(0.005)
+
+
+def told_to_end(trainings: Trainings, job: Job) -> list[int]:
+    """Exit codes of a service after SIGTERM; of one that has ended before, none."""
+    try:
+        job.signal(signal.SIGTERM)
+    except ProcessLookupError:
+        return []
+    return trainings.wait(job)
+
+
+def free_port() -> int:
+    """One that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def metrics(run_dir: Path) -> list[dict]:

@@ -1,12 +1,10 @@
 """A policy whose reward model is a service of its own: the same rewards, and no step lost when it goes away."""
 
 import json
-import re
 import signal
-import socket
 
 import pytest
-from training_client import metrics, steps_done, wait_for
+from training_client import free_port, metrics, steps_done, told_to_end, wait_for
 
 from nemo_moslim.run_folder import list_checkpoints
 
@@ -16,38 +14,6 @@ ROWS = [
     ("tell me about them", "bad " * 60, {"honesty": 3}),
     ("x", "green", {}),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@pytest.fixture
-def start_service(trainings, reward_run):
-    """Starts `serve_reward.py` on the reward model; services that are left are told to end."""
-    started = []
-
-    def start(*settings: str, ranks: int = 1, port: int = 0):
-        arguments = [f"run={reward_run}", f"port={port}", "batch.micro_size=4", *settings]
-        job = trainings.start("train", ranks, entry="serve_reward", arguments=arguments)
-        wait_for(lambda: "serving" in job.output() or "Error" in job.output(), job)
-        started.append(job)
-        return job, re.search(r"http://\S+", job.output()).group()
-
-    yield start
-    for job in started:
-        end(trainings, job)
-
-
-def end(trainings, job) -> list[int]:
-    """Exit codes of a service after SIGTERM; of one that has ended before, those."""
-    try:
-        job.signal(signal.SIGTERM)
-    except ProcessLookupError:
-        return []
-    return trainings.wait(job)
 
 
 def test_rewards_are_those_in_process_in_any_layout(trainings, start_service, reward_run):
@@ -60,7 +26,7 @@ def test_rewards_are_those_in_process_in_any_layout(trainings, start_service, re
         for key in ("rewards", "parts"):
             assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), (layout, key)
         assert found["obtained"] == expected["obtained"] and found["cut"] == 1
-        assert end(trainings, job) == [0] * ranks, job.output()
+        assert told_to_end(trainings, job) == [0] * ranks, job.output()
         assert "everything that waited has been scored" in job.output()
 
 
@@ -118,7 +84,7 @@ def test_without_its_service_a_training_saves_and_ends(trainings, start_service,
         rows = max(steps_done(tmp_path), 1) + 1  # the first is of step 0
         policy = trainings.start("train", entry="train_policy", arguments=[*command, *more])
         wait_for(lambda: steps_done(tmp_path) >= rows, policy)
-        assert end(trainings, service) == [0]
+        assert told_to_end(trainings, service) == [0]
         return policy
 
     policy = one_more_step("reward_patience=1")  # its time is over: saved, an error
@@ -148,6 +114,11 @@ def test_mistakes_are_told_in_one_line(trainings, start_service, arguments, prom
     cases = [
         ([*rest, f"reward={url}", f"data={other}"], "beauty"),
         ([*rest, f"reward={url}", "algorithm=ppo"], "the critic starts from that reward model's backbone"),
+        ([*rest, f"reward={reward_run}", "algorithm=ppo", "algorithm.critic=service"], "that service holds the critic"),
+        (
+            [*rest, f"reward={url}", "algorithm=ppo", "algorithm.critic=service"],
+            "serve with critic=true critic_dir=DIR",
+        ),
         ([*rest, "reward=http://127.0.0.1:1", "reward_patience=0.2"], "reward=http://127.0.0.1:1: GET /model not answ"),
         ([*rest, f"reward=[{url},{reward_run}]"], "one multi-head reward model"),
     ]
@@ -160,6 +131,7 @@ def test_mistakes_are_told_in_one_line(trainings, start_service, arguments, prom
         (["run=/nowhere", "port=0"], "neither a run directory"),
         ([f"run={reward_run}", f"port={port}"], "cannot listen there"),
         ([f"run={reward_run}", "limits.request_items=9999"], "at most limits.queue_rows"),
+        ([f"run={reward_run}", "critic=true"], "critic_dir=None: expected a folder with critic=true"),
     ]
     job = trainings.run("call_with_errors", entry="serve_reward", cases=[case for case, _ in serve])
     for (_, expected), found in zip(serve, job.results()[0], strict=True):
