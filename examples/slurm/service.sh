@@ -2,8 +2,9 @@
 # A policy whose reward model is a service on nodes of its own: two steps of one job, each with its own layout.
 # Sourced after launch.sh by the .sub file, which also sets SERVICE_NODES, SERVICE_PORT and SERVICE_SETTINGS.
 #
-# The service is started again when it fails, and the training waits for it (reward_patience). Told to stop, both end: the
-# service once it has scored what waits, the training once it has saved. The service ends with the training.
+# The service is started again when it fails, and the training waits for it (reward_patience) and brings its critic to where
+# it was. Told to stop, both end: the service once it has done what waits, the training once it has saved, with what the
+# critic has learnt since the service's last checkpoint. The service ends with the training.
 
 SERVICE_PAUSE=${SERVICE_PAUSE:-10} # seconds before a service that failed is started again
 

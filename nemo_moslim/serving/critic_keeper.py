@@ -91,6 +91,8 @@ class CriticKeeper:
         self._check(request)
         rows = [critic_row(row) for row in request.rows]
         found = self._on_every_rank("values", rows)
+        if not np.isfinite(np.concatenate(found)).all():
+            raise Refusal(500, "the critic's values are not finite")
         self._count("values", len(rows))
         return {"values": found}
 

@@ -57,10 +57,10 @@ def job(make_job, tmp_path):
     rank = Path(__file__).resolve().parents[2] / "examples" / "slurm" / "rank.sh"
     (code / "examples" / "slurm" / "rank.sh").write_text(rank.read_text())
 
-    def make(failures=0):
+    def make(failures=0, **more):
         variables = dict(SERVICE_NODES=1, SERVICE_PORT=8123, SERVICE_PAUSE=0, FAILURES=failures, CLUSTER="c")
         nodes = dict(SLURM_JOB_NODELIST="127.0.0.1,localhost,localhost")  # names of the first and the others
-        return make_job(nodes=3, per_node=2, CODE=code, **variables, **nodes, DATA="d", POLICY="p", REWARD="r")
+        return make_job(nodes=3, per_node=2, CODE=code, **variables, **nodes, DATA="d", POLICY="p", REWARD="r", **more)
 
     return make
 
@@ -85,12 +85,24 @@ def test_each_has_its_own_nodes_and_the_service_ends_with_the_training(job):
         ranks[3]["arguments"]
     )
     assert {"run=r", "port=8123", "host=0.0.0.0", "cluster=h100_72b"} <= set(service[1]["arguments"])
+    assert not [a for place in (*ranks, *service) for a in place["arguments"] if "critic" in a]
     assert "complete" in made.log() and not list(made.folder.glob("tasks.*"))
 
 
-def test_a_service_that_fails_is_started_again(job):
-    made = job(failures=2)
-    assert finish(made.start(SCRIPT), PATIENCE) == 0, made.log()
+def test_a_service_that_fails_is_started_again_with_the_critic_of_ppo(job):
+    made = job(failures=2, CRITIC_DIR="k")
+    assert finish(made.start(SCRIPT, "algorithm.samples=2"), PATIENCE) == 0, made.log()
+    logs = made.run_dir / "logs" / f"job-{made.environment['SLURM_JOB_ID']}-start-0"
+    service, training = (
+        json.loads((logs / f"{name}-0.log").read_text().splitlines()[0])["arguments"]
+        for name in ("service-2-rank", "rank")
+    )
+    assert {"critic=true", "critic_dir=k"} <= set(service)
+    assert (
+        training.index("algorithm=ppo")
+        < training.index("algorithm.critic=service")
+        < training.index("algorithm.samples=2")
+    )
     assert "start 1 in 0 s" in made.log() and "start 2 in 0 s" in made.log() and "start 3" not in made.log()
     assert "complete" in made.log()
 

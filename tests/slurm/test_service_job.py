@@ -1,4 +1,5 @@
-"""A policy and its reward model's service as two steps of one job: the service fails once, the training finishes."""
+"""PPO's policy and the service of its reward model and critic as two steps of one job: the service fails once, the
+training finishes."""
 
 import json
 import os
@@ -29,12 +30,16 @@ def service_tasks(job):
 
 
 @pytest.mark.timeout(900)
-def test_both_run_and_the_service_is_started_again(make_job, policy_arguments, sft_run, reward_run, prompt_dir):
+def test_both_run_and_the_service_is_started_again(
+    make_job, policy_arguments, sft_run, reward_run, prompt_dir, tmp_path
+):
     places = dict(DATA=prompt_dir, POLICY=sft_run, REWARD=reward_run)
     service = dict(SERVICE_NODES=1, SERVICE_PORT=free_port(), SERVICE_CLUSTER="local", SERVICE_PRECISION="fp32")
+    service |= dict(CRITIC_DIR=tmp_path / "critic")
     job = make_job(nodes=2, warm=True, CLUSTER="local", SERVICE_PAUSE=0, **places, **service)
     given = [a for a in policy_arguments if a.partition("=")[0] not in ("policy", "reward", "data")]
     settings = [*given, "algorithm.samples=2", "trainer.max_steps=16", "trainer.validate_every=16"]
+    settings += ["trainer.checkpoint_every=8", "algorithm.epochs=2", "batch.mini_size=8"]
 
     process = job.start("examples/slurm/policy_with_service.sub", *settings)
     wait_until(lambda: len(steps(job)) >= 2, process, 500)
@@ -45,4 +50,6 @@ def test_both_run_and_the_service_is_started_again(make_job, policy_arguments, s
     assert "service failed" in job.log() and "start 1 in 0 s" in job.log()
     assert "serving" in service_log(job, 0) and "everything that waited has been scored" in service_log(job, 1)
     assert json.loads((job.run_dir / "summary.json").read_text())["finished"] is True
+    (critic,) = tmp_path.glob("critic/run-*/checkpoints")
+    assert sorted(path.name for path in critic.iterdir()) == ["step=000008", "step=000016"]
     assert not list(job.folder.glob("tasks.*"))  # nothing runs on
