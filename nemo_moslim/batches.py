@@ -108,7 +108,9 @@ class PolicyBatch(Batch):
     ref_logprobs: Tensor  # fp32 [B, T]: under the reference policy
     old_values: Tensor  # fp32 [B, T]: of the critic before the step's first update; 0 where there is none
     advantages: Tensor  # fp32 [B, T]
-    returns: Tensor  # fp32 [B, T]: what the critic learns
+    returns: Tensor  # fp32 [B, T]: what a critic with a value head learns
+    asked: Tensor | None = None  # int64 [B, N]: see `Rollout`; for a critic that predicts levels
+    probabilities: Tensor | None = None  # fp32 [B, C]: see `Rollout`; what that critic learns
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class Rollout:
     rewards: Tensor  # fp32 [R]: Eq. 11
     parts: Tensor  # fp32 [R, N]: what each dimension adds to the reward
     obtained: Tensor  # int64 [R, N]: the level that the reward model finds most likely
+    asked: Tensor  # int64 [R, N]: the level that the prompt asks for, 0 where it names none
+    probabilities: Tensor  # fp32 [R, C]: of every level by the reward model
     cut_for_scoring: int  # answers that the reward model could not read whole
 
     def __len__(self) -> int:

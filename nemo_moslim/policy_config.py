@@ -10,7 +10,7 @@ from nemo_moslim.config import LONG_PROMPTS, GenerationConfig, OptimizerConfig, 
 
 SERVICES = ("http://", "https://")
 CUT_ANSWERS = ("score", "mask")
-CRITICS = ("local", "service")
+CRITICS = ("value", "levels", "service")
 RECOMPUTE = (None, "selective", "full")
 NORMALIZE = ("total", "active")
 
@@ -228,6 +228,12 @@ class PolicyTrainingConfig:
         )
 
     def _check_critic(self):
+        require(
+            self.algorithm.critic != "levels" or self.objective.name == "preferences",
+            "algorithm.critic",
+            self.algorithm.critic,
+            f"value with objective={self.objective.name}: its rewards are none of Eq. 11",
+        )
         of_service, first = self.algorithm.critic == "service", self.reward[0]
         where = (
             "http://HOST:PORT (first) with algorithm.critic=service: that service holds the critic"

@@ -53,7 +53,7 @@ def score_answers(config: EvaluateConfig) -> None:
 def scored(scorer: WeightedScorer, rows: list[dict]) -> list[dict]:
     """The rows with `scores`; every rank passes all of them."""
     prompts = [row["plain_prompt"] if "plain_prompt" in row else row["prompt"] for row in rows]
-    scores, _, _ = scorer.scores(prompts, [row["response"] for row in rows])
+    scores, *_ = scorer.scores(prompts, [row["response"] for row in rows])
     names = scorer.schema.names
     return [
         {**row, "scores": {name: round(value, 6) for name, value in zip(names, values, strict=True)}}

@@ -20,11 +20,16 @@ def critic_step(model: torch.nn.Module, batch: PolicyBatch) -> Tensor:
     return model(batch.tokens, position_ids(batch.tokens), attention_mask=None)
 
 
-def answer_values(output: Tensor, batch: PolicyBatch) -> Tensor:
-    """Values before each answer token is drawn, from [B, S, 1] to fp32 [B, T]; 0 outside the answers."""
+def answer_outputs(output: Tensor, batch: PolicyBatch) -> Tensor:
+    """What the head says before each answer token is drawn: [B, S, X] to [B, T, X]."""
     places = torch.arange(batch.response_mask.shape[1], device=output.device)
     before = (batch.prompt_lengths[:, None] - 1 + places).clamp(max=output.shape[1] - 1)
-    return output[..., 0].gather(1, before).masked_fill(~batch.response_mask, 0.0)
+    return output.gather(1, before[..., None].expand(-1, -1, output.shape[-1]))
+
+
+def answer_values(output: Tensor, batch: PolicyBatch) -> Tensor:
+    """Values before each answer token is drawn, from [B, S, 1] to fp32 [B, T]; 0 outside the answers."""
+    return answer_outputs(output, batch)[..., 0].masked_fill(~batch.response_mask, 0.0)
 
 
 @for_every_family

@@ -11,7 +11,7 @@ from nemo_moslim.clock import Clock
 from nemo_moslim.data.prompt_dataset import PromptDataset
 from nemo_moslim.rollout.answer import answers_over_ranks
 from nemo_moslim.rollout.generate import Generator
-from nemo_moslim.rollout.scorer import Scorer
+from nemo_moslim.rollout.scorer import Scorer, asked_levels
 
 
 @dataclass
@@ -57,6 +57,8 @@ class Collector:
             rewards=rewards,
             parts=scores.parts.cpu(),
             obtained=scores.obtained.cpu(),
+            asked=asked_levels(asked, self.scorer.schema),
+            probabilities=scores.probabilities.cpu(),
             cut_for_scoring=scores.cut,
         )
 

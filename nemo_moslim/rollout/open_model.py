@@ -32,14 +32,16 @@ def open_reward_model(path: str, parallel: ParallelConfig, precision: str) -> tu
         ValueError: neither a run nor a Hugging Face folder, no reward model, a missing head or statistic, or a layout
             that does not divide the model.
     """
-    if is_run(path):
-        checkpoint = resolve_checkpoint(path)
-        config, tokenizer, fill = _from_run(checkpoint)
-    elif (Path(path) / "config.json").is_file():
-        config, tokenizer, fill = _from_hugging_face(Path(path))
-    else:
-        raise ValueError(f"run={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)")
+    config, tokenizer, fill = _reward_model_source(path)
     return built(RewardModel(config), fill, parallel, precision), tokenizer
+
+
+def open_level_critic(reward: str, parallel: ParallelConfig, precision: str, recompute: str | None) -> RewardModel:
+    """A second copy of the reward model, heads included, to be trained as a critic."""
+    config, _, fill = _reward_model_source(reward)
+    for name, value in {"hidden_dropout": 0.0, "attention_dropout": 0.0, **recompute_settings(recompute)}.items():
+        setattr(config, name, value)
+    return built(RewardModel(config), fill, parallel, precision)
 
 
 def open_policy(
@@ -132,6 +134,15 @@ def place_on_layout(config: BackboneConfig, parallel: ParallelConfig, precision:
     )
     for name, value in settings.items():
         setattr(config, name, value)
+
+
+def _reward_model_source(path: str) -> tuple[RewardModelConfig, Path, Callable[[torch.nn.Module], None]]:
+    """Configuration, folder of the tokenizer, and what fills the module."""
+    if is_run(path):
+        return _from_run(resolve_checkpoint(path))
+    if (Path(path) / "config.json").is_file():
+        return _from_hugging_face(Path(path))
+    raise ValueError(f"run={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)")
 
 
 def _from_run(checkpoint: Path):

@@ -227,7 +227,7 @@ class RemoteScorer:
         rewards = torch.tensor([answer["reward"] for answer in answers])
         parts = torch.tensor([[answer["parts"][name] for name in names] for answer in answers])
         levels = [dimension.levels for dimension in self.schema.dimensions]
-        return Scores(rewards, parts, most_likely_levels(p, levels), int(shortened.sum()))
+        return Scores(rewards, parts, most_likely_levels(p, levels), p, int(shortened.sum()))
 
 
 def columns(answers: Sequence[dict], schema: PreferenceSchema) -> tuple[Tensor, Tensor]:

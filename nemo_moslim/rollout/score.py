@@ -160,7 +160,7 @@ class LocalScorer:
         p, shortened = self.reward_model.probabilities(prompts, responses)
         asked, levels = asked_levels(preferences, self.schema).to(p.device), [d.levels for d in self.schema.dimensions]
         rewards, parts = map_rewards(p, asked, self.average, self.deviation, levels, self.normalize)
-        return Scores(rewards, parts, most_likely_levels(p, levels), int(shortened.sum()))
+        return Scores(rewards, parts, most_likely_levels(p, levels), p, int(shortened.sum()))
 
 
 def _statistics(model: RewardModel) -> Tensor:

@@ -19,6 +19,7 @@ class Scores(NamedTuple):
     rewards: Tensor  # fp32 [R]: Eq. 11; 0 for a prompt that asks for nothing
     parts: Tensor  # fp32 [R, N]: what each dimension adds
     obtained: Tensor  # int64 [R, N]: the most likely level of each head, 1-based
+    probabilities: Tensor  # fp32 [R, C]: of every level, as the model's loss normalises them
     cut: int  # rows over the reward model's length, which lost text on the left
 
 

@@ -34,27 +34,29 @@ class WeightedScorer:
         self.schema = joined_schema(dimensions)
         self.weights = weight_vector(weights, self.schema.names)
 
-    def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> tuple[Tensor, Tensor, int]:
-        """Expected levels fp32 [R, N] in [0, 1], most likely levels int64 [R, N], rows that lost text; on every rank.
+    def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Expected levels fp32 [R, N] in [0, 1], most likely levels int64 [R, N], probabilities fp32 [R, C], and rows
+        that lost text; on every rank.
 
         Every rank passes all rows.
         """
-        scores, obtained, shortened = [], [], torch.zeros(len(responses), dtype=torch.bool)
+        scores, obtained, probabilities, shortened = [], [], [], torch.zeros(len(responses), dtype=torch.bool)
         for model in self.models:
             levels = [dimension.levels for dimension in model.schema.dimensions]
             p, too_long = model.probabilities(prompts, responses)
             shortened |= too_long
             scores.append(expected_levels(p, levels))
             obtained.append(most_likely_levels(p, levels))
-        return torch.cat(scores, -1), torch.cat(obtained, -1), int(shortened.sum())
+            probabilities.append(p)
+        return torch.cat(scores, -1), torch.cat(obtained, -1), torch.cat(probabilities, -1), int(shortened.sum())
 
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
     ) -> Scores:
         """See `Scorer`."""
-        scores, obtained, cut = self.scores(prompts, responses)
+        scores, obtained, probabilities, cut = self.scores(prompts, responses)
         rewards, parts = weighted_sum(scores, self.weights.to(scores.device))
-        return Scores(rewards, parts, obtained, cut)
+        return Scores(rewards, parts, obtained, probabilities, cut)
 
 
 def weight_vector(weights: Mapping[str, float] | None, names: Sequence[str]) -> Tensor:

@@ -20,7 +20,7 @@ from nemo_moslim.run_folder import checkpoint_name, checkpoints_folder, list_che
 from nemo_moslim.serve_config import ServeConfig
 from nemo_moslim.serving.critic_keeper import CriticFailed, CriticRow
 from nemo_moslim.training.checkpoint import write_in_this_process
-from nemo_moslim.training.critic import critic_update, critic_values, update_place
+from nemo_moslim.training.critic import ValueHead, critic_update, critic_values, update_place
 from nemo_moslim.training.rl_checkpoint import (
     LOOP_STATE,
     load_checkpoint,
@@ -50,7 +50,7 @@ class ServedCritic:
         """See `CriticWork`."""
         shares, batches = self._micro_batches(rows)
         mine = {}
-        for share, values in zip(shares, critic_values(self.model, batches), strict=True):
+        for share, values in zip(shares, critic_values(self.model, ValueHead(None), batches), strict=True):
             for row, found in zip(share.tolist(), values, strict=True):
                 if row >= 0:
                     mine[row] = found[: answer_length(rows[row])].tolist()
@@ -65,7 +65,7 @@ class ServedCritic:
         _, batches = self._micro_batches(rows)
         self.model.set_rate(learning_rate)
         try:
-            return critic_update(self.model, batches, value_clip, update_place(step, epoch, update))
+            return critic_update(self.model, ValueHead(value_clip), batches, update_place(step, epoch, update))
         except FloatingPointError as error:
             raise CriticFailed(str(error)) from error
 

@@ -134,7 +134,7 @@ class RemoteCritic:
     def _read(self, checkpoint: Path) -> None:
         file = checkpoint / FILE
         if not file.is_file():
-            raise ValueError(f"{checkpoint}: its critic was no service's; resume with algorithm.critic=local")
+            raise ValueError(f"{checkpoint}: its critic was no service's; resume with algorithm.critic as at the start")
         with file.open() as lines:
             saved = json.loads(next(lines))
             self._since = []

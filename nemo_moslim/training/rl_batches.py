@@ -60,6 +60,8 @@ def policy_batch(
         old_values=empty,
         advantages=empty,
         returns=empty,
+        asked=rollout.asked[rows],
+        probabilities=rollout.probabilities[rows],
     )
 
 

@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 
 from nemo_moslim.clock import Clock
 from nemo_moslim.config import OptimizerConfig, to_plain
-from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
+from nemo_moslim.data.chat import ChatEncoder, load_tokenizer, vocabulary_digest
 from nemo_moslim.data.prompt_dataset import PromptDataset
 from nemo_moslim.data.ratings import read_prompts, read_untagged_prompts
+from nemo_moslim.huggingface.sources import open_source
 from nemo_moslim.parallel import cpu
 from nemo_moslim.parallel.layout import (
     data_parallel_place,
@@ -25,7 +26,7 @@ from nemo_moslim.parallel.start_checks import check_policy
 from nemo_moslim.policy_config import PolicyTrainingConfig, is_service
 from nemo_moslim.rollout.collect import Collector
 from nemo_moslim.rollout.generate import MegatronGenerator
-from nemo_moslim.rollout.open_model import open_critic, open_policy, open_reward_model
+from nemo_moslim.rollout.open_model import open_critic, open_level_critic, open_policy, open_reward_model
 from nemo_moslim.rollout.remote_score import RemoteRewardModel, RemoteScorer, RewardService
 from nemo_moslim.rollout.score import LocalRewardModel, LocalScorer
 from nemo_moslim.rollout.scorer import Scorer
@@ -33,7 +34,7 @@ from nemo_moslim.rollout.weighted_score import WeightedScorer
 from nemo_moslim.run_folder import write_atomically
 from nemo_moslim.stop_request import StopRequest
 from nemo_moslim.training.checkpoint import write_in_this_process
-from nemo_moslim.training.critic import Critic, LocalCritic
+from nemo_moslim.training.critic import Critic, LevelHeads, LocalCritic, ValueHead
 from nemo_moslim.training.experiment_loggers import experiment_loggers
 from nemo_moslim.training.online_dpo import OnlineDPO
 from nemo_moslim.training.ppo import PPO
@@ -95,7 +96,8 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     if algorithm.uses_critic and config.algorithm.critic == "service":
         critic = RemoteCritic(services[config.reward[0]], config, encoder.tokenizer)
     elif algorithm.uses_critic:
-        critic = LocalCritic(open_trained_critic(config, tokenizer_folder, max_length), config.algorithm.value_clip)
+        head = LevelHeads(scorer) if config.algorithm.critic == "levels" else ValueHead(config.algorithm.value_clip)
+        critic = LocalCritic(open_trained_critic(config, tokenizer_folder, max_length), head)
     contexts = {"": write_context(model, run_dir / "context" / "policy")}
     for name, trained in critic.models.items() if critic else ():
         contexts[name] = write_context(trained.model, run_dir / "context" / name)
@@ -166,10 +168,21 @@ def prompt_data(
 
 
 def open_trained_critic(config: PolicyTrainingConfig, tokenizer_folder: Path, max_length: int) -> TrainedModel:
-    """PPO's critic from the backbone of the (first) reward model, with a learning rate of its own."""
-    model = open_critic(
-        config.reward[0], tokenizer_folder, config.parallel, config.precision, config.trainer.seed, config.recompute
-    )
+    """PPO's critic from the (first) reward model, all of it or its backbone; with a learning rate of its own."""
+    layout = config.parallel, config.precision
+    vocabularies = {
+        vocabulary_digest(load_tokenizer(folder))
+        for folder in (tokenizer_folder, open_source(config.reward[0], "reward").tokenizer_folder)
+    }
+    if len(vocabularies) > 1:
+        raise ValueError(
+            f"reward={config.reward[0]}: it numbers tokens otherwise than policy={config.policy}, whose tokens PPO's "
+            "critic reads: train the reward model with the policy's tokenizer, or use algorithm=rloo"
+        )
+    if config.algorithm.critic == "levels":
+        model = open_level_critic(config.reward[0], *layout, config.recompute)
+    else:
+        model = open_critic(config.reward[0], tokenizer_folder, *layout, config.trainer.seed, config.recompute)
     lr = config.algorithm.critic_lr
     optimizer: OptimizerConfig = replace(config.optimizer, lr=lr, min_lr=min(config.optimizer.min_lr, lr))
     return TrainedModel(model, optimizer, config.precision, max_length)

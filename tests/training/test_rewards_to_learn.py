@@ -19,7 +19,15 @@ def rollout(parts, fines, groups):
     """The part of a rollout that objectives read."""
     count = len(parts)
     rest = dict(prompts=[""] * count, preferences=[{}] * count, prompt_tokens=[], plain_prompt_tokens=[], answers=[])
-    rest |= dict(texts=[""] * count, finished=None, generator_logprobs=[], obtained=None, cut_for_scoring=0)
+    rest |= dict(
+        texts=[""] * count,
+        finished=None,
+        generator_logprobs=[],
+        obtained=None,
+        asked=None,
+        probabilities=None,
+        cut_for_scoring=0,
+    )
     parts = torch.tensor(parts)
     return Rollout(**rest, groups=torch.tensor(groups), rewards=parts.sum(-1) - torch.tensor(fines), parts=parts)
 

@@ -27,6 +27,8 @@ def rollout(prompts, answers):
         rewards=torch.zeros(rows),
         parts=torch.zeros(rows, 1),
         obtained=torch.ones(rows, 1),
+        asked=torch.arange(rows)[:, None],
+        probabilities=torch.arange(2.0 * rows).view(rows, 2),
         cut_for_scoring=0,
     )
 
@@ -55,6 +57,7 @@ def test_a_batch_holds_prompt_then_answer_and_masks_what_must_not_count(rl_batch
     batch = rl_batches.policy_batch(made, np.array([1, 0]), counted, pad_id=0, multiple=4)
     assert batch.tokens.tolist() == [[9, 3, 6, 7, 8, 0, 0, 0], [9, 1, 2, 4, 5, 0, 0, 0]]
     assert batch.prompt_lengths.tolist() == [2, 3] and batch.rows.tolist() == [1, 0]
+    assert batch.asked.tolist() == [[1], [0]] and batch.probabilities.tolist() == [[2.0, 3.0], [0.0, 1.0]]
     assert batch.response_mask.tolist() == [[False] * 3, [True, True, False]]
     plain = rl_batches.policy_batch(made, np.array([0]), counted, pad_id=0, multiple=1, tagged=False)
     assert plain.tokens.tolist() == [[1, 2, 4, 5]] and plain.prompt_lengths.tolist() == [2]
