@@ -14,13 +14,21 @@ LAYOUTS = {
     "recomputed activations, offloaded reward model": (1, ["recompute=full", "offload=true"]),
 }
 ALGORITHMS = {
-    "rloo": ["algorithm.samples=2", "algorithm.kl_coef=0.1"],
-    "ppo": ["algorithm.samples=2", "algorithm.epochs=2", "batch.mini_size=8", "algorithm.kl_target=1.0"],
-    "online_dpo": ["algorithm.samples=3"],
+    "rloo": ["algorithm=rloo", "algorithm.samples=2", "algorithm.kl_coef=0.1"],
+    "ppo": [
+        "algorithm=ppo",
+        "algorithm.samples=2",
+        "algorithm.epochs=2",
+        "batch.mini_size=8",
+        "algorithm.kl_target=1.0",
+    ],
+    "online_dpo": ["algorithm=online_dpo", "algorithm.samples=3"],
 }
+ALGORITHMS["ppo with the reward model's heads"] = [*ALGORITHMS["ppo"], "algorithm.critic=levels"]
 CASES = [
     *(("rloo", layout) for layout in LAYOUTS),
-    ("ppo", "TP=2 with sequence parallelism"), ("ppo", "PP=2"), ("online_dpo", "DP=2"),
+    ("ppo", "PP=2"), ("ppo with the reward model's heads", "TP=2 with sequence parallelism"),
+    ("ppo with the reward model's heads", "PP=2"), ("online_dpo", "DP=2"),
 ]  # fmt: skip
 PER_LEVEL = ("hit_rate", "reward", "length")
 CLOSE = ("reward", "loss", "kl", "entropy", "grad_norm", "value_loss", "explained_variance", "margin", "approx_kl")
@@ -34,7 +42,7 @@ def one_rank(trainings, policy_arguments, tmp_path_factory):
     def run(name):
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
-            arguments = [*policy_arguments, f"algorithm={name}", *ALGORITHMS[name], f"run_dir={made[name]}"]
+            arguments = [*policy_arguments, *ALGORITHMS[name], f"run_dir={made[name]}"]
             trainings.train("train_policy", *arguments)
         return made[name]
 
@@ -49,7 +57,7 @@ def answers(run_dir, step):
 @pytest.mark.parametrize(("algorithm", "layout"), CASES)
 def test_every_layout_trains_like_one_rank(algorithm, layout, one_rank, trainings, policy_arguments, tmp_path):
     ranks, split = LAYOUTS[layout]
-    arguments = [*policy_arguments, f"algorithm={algorithm}", *ALGORITHMS[algorithm], *split, f"run_dir={tmp_path}"]
+    arguments = [*policy_arguments, *ALGORITHMS[algorithm], *split, f"run_dir={tmp_path}"]
     trainings.train("train_policy", *arguments, ranks=ranks)
     rows, expected = metrics(tmp_path), metrics(one_rank(algorithm))
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
@@ -72,7 +80,7 @@ def test_one_rank(algorithm, one_rank):
     for name in ("helpfulness", "harmless"):
         of_levels = [{key for row in rows for key in row if key.startswith(f"{kind}/{name}=")} for kind in PER_LEVEL]
         assert all(of_levels) and f"reward/{name}" in rows[0]
-    if algorithm == "ppo":
+    if "ppo" in algorithm:
         assert rows[0]["ratio_deviation_max"] > 0  # later updates of the step have moved on
         assert rows[1]["kl_coef"] != rows[0]["kl_coef"] == 0.05
     if algorithm == "online_dpo":
@@ -121,7 +129,7 @@ def test_a_mixture_of_experts_answers_and_learns_alike_with_its_experts_on_two_r
 
 def test_bf16_trains_with_a_first_ratio_of_exactly_one(trainings, policy_arguments, tmp_path):
     """The value head stays fp32; the generator differs from the trainer by what bf16 rounds."""
-    arguments = [*policy_arguments, "algorithm=ppo", *ALGORITHMS["ppo"], "precision=bf16", "trainer.max_steps=2"]
+    arguments = [*policy_arguments, *ALGORITHMS["ppo"], "precision=bf16", "trainer.max_steps=2"]
     trainings.train("train_policy", *arguments, f"run_dir={tmp_path}", ranks=2)
     for row in metrics(tmp_path)[1:]:
         assert row["first_ratio_deviation"] == 0.0 and row["mismatch"] < 0.05
