@@ -11,8 +11,10 @@ RUN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 MOST_PARTS = 10_000
 LARGEST = 3.0e38  # of fp32
 
-Count = Annotated[int, BeforeValidator(number), Field(ge=0, lt=2**31)]
-Positive = Annotated[int, BeforeValidator(number), Field(ge=1, lt=2**31)]
+# bounds stand before `number`: only then are they described
+Count = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(number)]
+Positive = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(number)]
+Part = Annotated[int, Field(ge=1, le=MOST_PARTS), BeforeValidator(number)]
 Number = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST)]
 
 
@@ -96,8 +98,8 @@ def critic_requests(vocab_size: int, max_length: int, most_rows: int) -> SimpleN
         update=(Positive, ...),
         learning_rate=(Annotated[float, Field(strict=True, ge=0, le=LARGEST)], ...),
         value_clip=(Annotated[float, Field(strict=True, gt=0, le=LARGEST)] | None, ...),
-        part=(Annotated[Positive, Field(le=MOST_PARTS, description="which part of the update's rows this is")], 1),
-        parts=(Annotated[Positive, Field(le=MOST_PARTS, description="it is applied when all have come")], 1),
+        part=(Part, Field(1, description="which part of the update's rows this is")),
+        parts=(Part, Field(1, description="it is applied when all have come")),
         rows=rows(LearntRow, 0),
     )
     return SimpleNamespace(values=values, update=update, save=SaveRequest, load=LoadRequest)

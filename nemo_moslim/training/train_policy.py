@@ -93,7 +93,7 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     policy = TrainedModel(model, config.optimizer, config.precision, max_length)
     critic: Critic | None = None
     if algorithm.uses_critic and config.algorithm.critic == "service":
-        critic = RemoteCritic(services[config.reward[0]], config, encoder.tokenizer)
+        critic = RemoteCritic(services[config.reward[0]], config, encoder.tokenizer, max_length)
     elif algorithm.uses_critic:
         critic = LocalCritic(open_trained_critic(config, tokenizer_folder, max_length), config.algorithm.value_clip)
     contexts = {"": write_context(model, run_dir / "context" / "policy")}
