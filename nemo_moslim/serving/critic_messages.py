@@ -1,7 +1,7 @@
 """Bodies of the critic's requests and answers, as the OpenAPI description shows them."""
 
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, create_model, model_validator
 
@@ -11,9 +11,18 @@ RUN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 MOST_PARTS = 10_000
 LARGEST = 3.0e38  # of fp32
 
-Count = Annotated[int, BeforeValidator(number), Field(ge=0, lt=2**31)]
-Positive = Annotated[int, BeforeValidator(number), Field(ge=1, lt=2**31)]
+# bounds stand before `number`: only then are they described
+Count = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(number)]
+Positive = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(number)]
+Part = Annotated[int, Field(ge=1, le=MOST_PARTS), BeforeValidator(number)]
 Number = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST)]
+
+
+def numbers(values: Any) -> Any:
+    """`number` of every value of a list."""
+    if isinstance(values, list) and any(type(value) is not int for value in values):
+        return [number(value) for value in values]
+    return values
 
 
 class OfRun(Strict):
@@ -58,12 +67,13 @@ class StandingAnswer(BaseModel):
 
 def critic_requests(vocab_size: int, max_length: int, most_rows: int) -> SimpleNamespace:
     """The classes of the critic's requests for this model and these limits, by the function that answers them."""
-    token = Annotated[int, Field(strict=True, ge=0, lt=vocab_size)]
+    token = Annotated[int, Field(ge=0, lt=vocab_size)]
+    read = Field(min_length=2, max_length=max_length)
 
     class ValuedRow(Strict):
         """An answer to its prompt."""
 
-        tokens: list[token] = Field(min_length=2, max_length=max_length, description="of prompt and answer")
+        tokens: Annotated[list[token], read, BeforeValidator(numbers)] = Field(description="of prompt and answer")
         prompt_length: Positive = Field(description="tokens before the answer")
 
         @model_validator(mode="after")
@@ -96,8 +106,8 @@ def critic_requests(vocab_size: int, max_length: int, most_rows: int) -> SimpleN
         update=(Positive, ...),
         learning_rate=(Annotated[float, Field(strict=True, ge=0, le=LARGEST)], ...),
         value_clip=(Annotated[float, Field(strict=True, gt=0, le=LARGEST)] | None, ...),
-        part=(Annotated[Positive, Field(le=MOST_PARTS, description="which part of the update's rows this is")], 1),
-        parts=(Annotated[Positive, Field(le=MOST_PARTS, description="it is applied when all have come")], 1),
+        part=(Part, Field(1, description="which part of the update's rows this is")),
+        parts=(Part, Field(1, description="it is applied when all have come")),
         rows=rows(LearntRow, 0),
     )
     return SimpleNamespace(values=values, update=update, save=SaveRequest, load=LoadRequest)

@@ -47,10 +47,13 @@ class RemoteCritic:
 
     models: dict = {}
 
-    def __init__(self, service: RewardService, config: PolicyTrainingConfig, tokenizer):
+    def __init__(self, service: RewardService, config: PolicyTrainingConfig, tokenizer, max_length: int):
         """
+        Args:
+            max_length: tokens of prompt and answer together.
+
         Raises:
-            ValueError: the service holds no critic, or one that numbers tokens otherwise.
+            ValueError: the service holds no critic, or one that numbers tokens otherwise or reads fewer of them.
         """
         held = service.model.get("critic")
         address = config.reward[0]
@@ -60,6 +63,13 @@ class RemoteCritic:
                 f"reward={address}: its critic numbers tokens otherwise than policy={config.policy}: both need "
                 "the same tokenizer"
             )
+        require(
+            max_length <= held["max_length"],
+            "max_length",
+            max_length,
+            f"at most {held['max_length']}, as the service's critic reads: lower it, or serve with "
+            f"critic_training.max_length={max_length}",
+        )
         self.service, self.algorithm, self.seed = service, config.algorithm, config.trainer.seed
         folder = Path(config.run_dir).resolve()
         name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in folder.name)[-40:]

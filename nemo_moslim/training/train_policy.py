@@ -94,7 +94,7 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     policy = TrainedModel(model, config.optimizer, config.precision, max_length)
     critic: Critic | None = None
     if algorithm.uses_critic and config.algorithm.critic == "service":
-        critic = RemoteCritic(services[config.reward[0]], config, encoder.tokenizer)
+        critic = RemoteCritic(services[config.reward[0]], config, encoder.tokenizer, max_length)
     elif algorithm.uses_critic:
         head = LevelHeads(scorer) if config.algorithm.critic == "levels" else ValueHead(config.algorithm.value_clip)
         critic = LocalCritic(open_trained_critic(config, tokenizer_folder, max_length), head)

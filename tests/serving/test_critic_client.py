@@ -54,13 +54,13 @@ def client(place, monkeypatch):
     """A training's critic; `patience` and `name` of its run."""
     monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", TOKEN)
 
-    def make(patience=60.0, name="run", tokenizer=Tokenizer):
+    def make(patience=60.0, name="run", tokenizer=Tokenizer, max_length=40):
         algorithm = SimpleNamespace(critic_lr=RATE, value_clip=0.2)
         config = SimpleNamespace(
             reward=[place.url], policy="p", run_dir=str(place.folder / name), algorithm=algorithm,
             trainer=SimpleNamespace(seed=1),
         )  # fmt: skip
-        return RemoteCritic(RewardService(place.url, patience, StopRequest()), config, tokenizer)
+        return RemoteCritic(RewardService(place.url, patience, StopRequest()), config, tokenizer, max_length)
 
     return make
 
@@ -144,6 +144,8 @@ def test_what_cannot_go_on_is_told(place, client):
         critic.values([batch(1.0)])
     with pytest.raises(ValueError, match="numbers tokens otherwise than policy=p"):
         client(tokenizer=SimpleNamespace(get_vocab=lambda: {"a": 1}))
+    with pytest.raises(ValueError, match="max_length=41: expected at most 40, .*critic_training.max_length=41"):
+        client(max_length=41)
     with pytest.raises(ValueError, match="its critic was no service's; resume with algorithm.critic as"):
         critic.resume(place.folder)
     (place.folder / FILE).write_text(json.dumps({"run": critic.run, "step": 5, "number": 20}) + "\n")

@@ -37,7 +37,8 @@ def test_both_run_and_the_service_is_started_again(
     service = dict(SERVICE_NODES=1, SERVICE_PORT=free_port(), SERVICE_CLUSTER="local", SERVICE_PRECISION="fp32")
     service |= dict(CRITIC_DIR=tmp_path / "critic")
     job = make_job(nodes=2, warm=True, CLUSTER="local", SERVICE_PAUSE=0, **places, **service)
-    given = [a for a in policy_arguments if a.partition("=")[0] not in ("policy", "reward", "data")]
+    given = [a for a in policy_arguments if a.partition("=")[0] not in ("policy", "reward", "data", "max_length")]
+    given += ["max_length=64", "long_prompts=cut_left"]  # as long as the service's critic reads
     settings = [*given, "algorithm.samples=2", "trainer.max_steps=16", "trainer.validate_every=16"]
     settings += ["trainer.checkpoint_every=8", "algorithm.epochs=2", "batch.mini_size=8"]
 

@@ -55,7 +55,9 @@ def test_it_learns_what_a_critic_in_process_learns(trainings, start, arguments, 
     job, url = start(tmp_path / "critic", *layout, ranks=ranks)
     command = [*arguments, f"reward={url}", f"run_dir={tmp_path}/run", "algorithm.critic=service"]
     trainings.train("train_policy", *command, ranks=3 - ranks)
-    for row, other in zip(metrics(tmp_path / "run"), metrics(straight), strict=True):
+    rows, others = metrics(tmp_path / "run"), metrics(straight)
+    assert rows[1]["value_loss"] == pytest.approx(others[1]["value_loss"], rel=1e-6)
+    for row, other in zip(rows, others, strict=True):
         assert row["step"] == other["step"]
         for key in CLOSE if row["step"] else ():
             assert row[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), (row["step"], key)
