@@ -72,7 +72,7 @@ def stands_at(critic: RemoteCritic, weight: float) -> None:
     for row in range(12):
         counted = one.response_mask[row].any()
         expected = values_of(one.tokens[row, :5].tolist(), 2, weight) if counted else [0.0] * 3
-        assert found[row].tolist() == pytest.approx(expected, abs=1e-6)
+        assert found[row].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def kill(service) -> None:
