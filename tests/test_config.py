@@ -140,6 +140,10 @@ def test_objectives_and_their_reward_models():
         (["reward=a", "objective=gdpo", "objective.weights={honesty:0}"], r"objective\.weights=.*not all 0"),
         (["reward=a", "objective=gdpo", "objective.eps=0"], r"objective\.eps=0\.0: expected a number above 0"),
         (["reward=a", "objective=weighted_sum", "objective.weights={honesty:x}"], "objective: weights.honesty"),
+        (
+            ["reward=a", "objective=weighted_sum", "algorithm=ppo", "algorithm.critic=levels"],
+            "algorithm.critic=.*levels.*: expected value with objective=weighted_sum",
+        ),
     ],
 )
 def test_objectives_that_cannot_be_are_refused(overrides, message):

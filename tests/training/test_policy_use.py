@@ -1,6 +1,7 @@
 """A trained policy through the entry points that use it: export, generation, evaluation of control."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -102,10 +103,22 @@ def test_control_is_judged_by_the_reward_model(trainings, policy_run, reward_run
     assert [row["prompt"] for row in shown] == [row["prompt"] for row in answers[:3] for _ in levels]
 
 
+def with_other_token_numbers(run, copy):
+    """A copy of a run whose tokenizer has two tokens the other way round."""
+    shutil.copytree(run, copy)
+    for file in copy.rglob("tokenizer.json"):
+        content = json.loads(file.read_text())
+        vocabulary = content["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+        file.write_text(json.dumps(content))
+    return copy
+
+
 def test_mistakes_are_told_in_one_line(
     trainings, policy_run, reward_run, sft_run, prompt_dir, policy_arguments, tmp_path
 ):
     rest = [argument for argument in policy_arguments if not argument.startswith("policy=")]
+    other = with_other_token_numbers(sft_run, tmp_path / "other")
     train = [*policy_arguments, f"run_dir={tmp_path}/run"]
     cases = {
         "train_policy": [
@@ -116,6 +129,7 @@ def test_mistakes_are_told_in_one_line(
             ([*train, "algorithm.samples=1"], "algorithm.samples=1"),
             ([*train, "batch.mini_size=5"], "batch.mini_size=5"),
             ([*train, "algorithm=dpo"], "algorithm"),
+            ([*rest, f"policy={other}", f"run_dir={tmp_path}/run", "algorithm=ppo"], "numbers tokens otherwise than policy="),
             ([*train, "algorithm.beta=1"], "beta"),
         ],
         "evaluate": [
