@@ -129,7 +129,7 @@ def test_mistakes_are_told_in_one_line(
             ([*train, "algorithm.samples=1"], "algorithm.samples=1"),
             ([*train, "batch.mini_size=5"], "batch.mini_size=5"),
             ([*train, "algorithm=dpo"], "algorithm"),
-            ([*rest, f"policy={other}", f"run_dir={tmp_path}/run", "algorithm=ppo"], "numbers tokens otherwise than policy="),
+            ([*rest, f"policy={other}", f"run_dir={tmp_path}/run", "algorithm=ppo"], "numbers tokens otherwise"),
             ([*train, "algorithm.beta=1"], "beta"),
         ],
         "evaluate": [
