@@ -18,7 +18,7 @@ MAX_RESTARTS=${MAX_RESTARTS:-100} # a job whose time is too short to reach a che
 
 set_environment() {
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+  MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))  # under those that Linux gives to any process (32768 and up)
   export MASTER_ADDR MASTER_PORT
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
   export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1

@@ -69,9 +69,9 @@ class Job:
 
 
 def free_port() -> int:
-    """A port from 20001 to 39999 that nothing listens on."""
+    """A port from 20001 to 31998 that nothing listens on; Linux gives those from 32768 on to any process."""
     while True:
-        port = random.randint(20001, 39999)
+        port = random.randint(20001, 31998)
         with socket.socket() as listener:
             try:
                 listener.bind(("127.0.0.1", port))
