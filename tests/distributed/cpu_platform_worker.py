@@ -37,7 +37,10 @@ class Layout:
 
 
 def main() -> None:
+    from nemo_moslim.training.checkpoint import write_in_this_process
+
     torch.set_num_threads(1)
+    write_in_this_process()  # nothing is left behind by a rank that ends at once
     mode, *layouts = sys.argv[1:]
     if mode == "missing":
         report_missing()
@@ -91,7 +94,7 @@ def report_missing() -> None:
         except BaseException as error:
             result = f"{type(error).__name__}: {error}"
         print(json.dumps({"without": name, "result": result[:300]}), flush=True)
-        return  # a normal exit: it also ends the manager process that a checkpoint has started
+        return
 
 
 def exercise(without: list[str]) -> None:

@@ -12,8 +12,10 @@ VOCAB, HIDDEN, HEADS, GROUPS, FFN, LAYERS, LENGTH = 48, 32, 4, 2, 40, 2, 12
 def main() -> None:
     torch.set_num_threads(1)
     from nemo_moslim.parallel import cpu
+    from nemo_moslim.training.checkpoint import write_in_this_process
 
     cpu.enable()
+    write_in_this_process()
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
