@@ -27,7 +27,8 @@ def main() -> int:
         signal.signal(number, lambda number, _: pass_on(pid, number))
     code = int(lines.readline())
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+        if -code in PASSED_ON:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 
