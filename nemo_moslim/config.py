@@ -49,16 +49,12 @@ class ParallelConfig:
 
 
 @dataclass
-class OptimizerConfig:
-    """AdamW and its learning-rate schedule; distributed=true shards its state over the data-parallel ranks.
+class AdamWConfig:
+    """AdamW without its learning rate; distributed=true shards its state over the data-parallel ranks.
 
     `overlap` hides gradient reduction and parameter gather behind the computation; None: where there is a GPU.
     """
 
-    lr: float
-    min_lr: float
-    schedule: str
-    warmup_steps: int
     weight_decay: float
     beta1: float
     beta2: float
@@ -68,7 +64,21 @@ class OptimizerConfig:
     overlap: bool | None
 
     def __post_init__(self):
-        positive("optimizer.", self, "lr", "eps", "clip_grad")
+        positive("optimizer.", self, "eps", "clip_grad")
+
+
+@dataclass
+class OptimizerConfig(AdamWConfig):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float
+    min_lr: float
+    schedule: str
+    warmup_steps: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive("optimizer.", self, "lr")
         one_of("optimizer.schedule", self.schedule, SCHEDULES)
         require(0 <= self.min_lr <= self.lr, "optimizer.min_lr", self.min_lr, f"a value in [0, optimizer.lr={self.lr}]")
         require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "a number of steps, 0 or more")

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from nemo_moslim.checks import one_of, positive, require
-from nemo_moslim.config import PRECISIONS, OptimizerConfig, ParallelConfig
+from nemo_moslim.config import PRECISIONS, AdamWConfig, OptimizerConfig, ParallelConfig
 from nemo_moslim.policy_config import NORMALIZE, RECOMPUTE
 
 
@@ -41,19 +41,8 @@ class ServeLimitsConfig:
 
 
 @dataclass
-class CriticOptimizerConfig:
-    """As `OptimizerConfig`, without the learning rate: the training sends it with every update."""
-
-    weight_decay: float
-    beta1: float
-    beta2: float
-    eps: float
-    clip_grad: float
-    distributed: bool
-    overlap: bool | None
-
-    def __post_init__(self):
-        self.whole()
+class CriticOptimizerConfig(AdamWConfig):
+    """The training sends the learning rate with every update."""
 
     def whole(self) -> OptimizerConfig:
         """With a learning rate to start from."""
