@@ -10,6 +10,7 @@ FUNCTION is one of training_probes.py; what it returns on rank r is written to D
 Like torchrun, a rank that fails takes the others with it.
 """
 
+import gc
 import json
 import os
 import signal
@@ -35,6 +36,7 @@ def main() -> None:
     import training_probes
 
     training_probes.import_everything()
+    gc.freeze()  # or every collection in a child walks, and so copies, all that was imported
     for line in sys.stdin:
         request = json.loads(line)
         answer = ANSWERS[next(iter(request))](request)
