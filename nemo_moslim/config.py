@@ -5,7 +5,7 @@ out of range, each with the full name of the key.
 """
 
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -55,6 +55,8 @@ class AdamWConfig:
     `overlap` hides gradient reduction and parameter gather behind the computation; None: where there is a GPU.
     """
 
+    KEY: ClassVar[str] = "optimizer."  # where the settings stand, for messages
+
     weight_decay: float
     beta1: float
     beta2: float
@@ -64,7 +66,11 @@ class AdamWConfig:
     overlap: bool | None
 
     def __post_init__(self):
-        positive("optimizer.", self, "eps", "clip_grad")
+        positive(self.KEY, self, "eps", "clip_grad")
+        require(self.weight_decay >= 0, f"{self.KEY}weight_decay", self.weight_decay, "0 or more")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{self.KEY}{name}", value, "a value in [0, 1)")
 
 
 @dataclass

@@ -67,11 +67,9 @@ class EvaluateConfig:
 
     def __post_init__(self):
         one_of("task", self.task, TASKS)
-        one_of("judge", self.judge, (None, "reward", *JUDGES))
-        if self.judge == "reward_model":
-            self.judge = "reward"
+        one_of("judge", self.judge, (None, *JUDGES))
         require(
-            self.judge in (None, "world", "reward") or self.task in JUDGED_TASKS,
+            self.judge in (None, "world", "reward_model") or self.task in JUDGED_TASKS,
             "judge", self.judge, f"world or reward_model with task={self.task}",
         )  # fmt: skip
         one_of("reward_reads", self.reward_reads, READINGS)

@@ -1,6 +1,7 @@
 """Typed configuration of examples/serve_reward.py; see config.py."""
 
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from nemo_moslim.checks import one_of, positive, require
 from nemo_moslim.config import PRECISIONS, AdamWConfig, OptimizerConfig, ParallelConfig
@@ -43,6 +44,8 @@ class ServeLimitsConfig:
 @dataclass
 class CriticOptimizerConfig(AdamWConfig):
     """The training sends the learning rate with every update."""
+
+    KEY: ClassVar[str] = "critic_training.optimizer."
 
     def whole(self) -> OptimizerConfig:
         """With a learning rate to start from."""

@@ -3,6 +3,7 @@ import pytest
 from nemo_moslim.cli import compose_config
 from nemo_moslim.config import RewardModelTrainingConfig, SFTConfig, parse, to_plain
 from nemo_moslim.policy_config import PolicyTrainingConfig
+from nemo_moslim.serve_config import ServeConfig
 
 
 def reward_config(*overrides, add=None):
@@ -44,6 +45,8 @@ def test_defaults_of_the_yaml_are_valid():
         ("optimizer.schedule=step", ["optimizer.schedule='step'", "cosine"]),
         ("optimizer.min_lr=1", ["optimizer.min_lr=1.0", "optimizer.lr"]),
         ("optimizer.warmup_steps=-1", ["optimizer.warmup_steps=-1", "0 or more"]),
+        ("optimizer.beta2=1", ["optimizer.beta2=1.0", "[0, 1)"]),
+        ("optimizer.weight_decay=-1", ["optimizer.weight_decay=-1.0", "0 or more"]),
         ("batch.long_rows=cut", ["batch.long_rows='cut'", "cut_prompt"]),
         ("batch.micro_size=0", ["batch.micro_size=0", "above 0"]),
         ("loss=mse", ["loss='mse'", "per_head, joint, aligned"]),
@@ -120,6 +123,11 @@ def test_a_value_of_the_algorithm_is_checked_under_its_name():
 def policy_config(*overrides):
     required = ["run_dir=r", "data=d", "policy=p"]
     return parse(compose_config("train_policy", [*required, *overrides]), PolicyTrainingConfig)
+
+
+def test_a_services_optimizer_is_named_where_it_stands():
+    with pytest.raises(ValueError, match=r"critic_training\.optimizer\.eps=0\.0: expected a number above 0"):
+        parse(compose_config("serve_reward", ["run=r", "critic_training.optimizer.eps=0"]), ServeConfig)
 
 
 def test_objectives_and_their_reward_models():

@@ -64,7 +64,7 @@ def entry_of(bench: Bench, name: str, seed: int, points: list[Point]) -> Entry:
     """The stage that answers and judges a method's points of one seed."""
     config = bench.config
     file = bench.study.file(f"{name}-seed{seed}", [point.to_dict() for point in points])
-    judge = () if bench.judge is None else (f"reward={bench.judge}", "judge=reward")
+    judge = () if bench.judge is None else (f"reward={bench.judge}", "judge=reward_model")
     answers = bench.study.stage(
         f"answers-{name}-seed{seed}", "evaluation", "evaluate.py", "task=points", f"points={file}",
         f"data={bench.test_prompts}", f"grid_prompts={config.budget.grid_prompts}", f"ric_map={config.ric_map}", *judge,

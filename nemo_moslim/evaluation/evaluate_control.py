@@ -71,13 +71,13 @@ def chosen_judge(config: EvaluateConfig, rows: list[dict]) -> str:
         ValueError: the reward model is to judge and none is given.
     """
     from_world = all(row.get("source") == "world" for row in rows)
-    judge = config.judge or ("world" if from_world else "reward")
-    if judge == "reward" and not config.reward:
+    judge = config.judge or ("world" if from_world else "reward_model")
+    if judge == "reward_model" and not config.reward:
         raise ValueError(
             "reward is not set: answers to these prompts are judged by a reward model, give reward=RUN|HF_DIR"
         )
     if judge == "world" and not from_world:
-        raise ValueError(f"judge=world: prompts of {config.data} are not the world's; use judge=reward")
+        raise ValueError(f"judge=world: prompts of {config.data} are not the world's; use judge=reward_model")
     return judge
 
 

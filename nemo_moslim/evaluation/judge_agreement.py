@@ -113,7 +113,7 @@ def score_report(
 
 def against_reward_model(config: EvaluateConfig) -> None:
     """The judge and the reward model as annotators of rated answers."""
-    if config.judge in (None, "reward") or not config.reward:
+    if config.judge in (None, "reward_model") or not config.reward:
         raise ValueError(
             "task=judge_agreement compares two annotators of rated answers: give reward=RUN|HF_DIR|http://… and "
             "judge=endpoint|world|scripted"
@@ -125,7 +125,7 @@ def against_reward_model(config: EvaluateConfig) -> None:
         if schema.dimension(name).levels < 2 or name not in config.rubrics:
             raise ValueError(f"dimensions: {name} needs two levels or more (preferences=…), and an entry in rubrics")
     judge = open_judge(config)
-    reward = _started(replace(config, judge="reward", reward_reads="most_likely"))
+    reward = _started(replace(config, judge="reward_model", reward_reads="most_likely"))
     annotations = {}
     if reward.on_every_rank or is_rank_zero():
         annotations["reward_model"] = annotated(reward, rows, names)

@@ -10,7 +10,7 @@ CACHE = "judge_cache.sqlite"
 
 def needs_ranks(config: EvaluateConfig) -> bool:
     """Whether the judge is a model on this launch's ranks, so that `parallel.start.start` has to come first."""
-    return config.judge == "reward" and not is_service(config.reward)
+    return config.judge == "reward_model" and not is_service(config.reward)
 
 
 def is_service(reward: str | None) -> bool:
@@ -30,7 +30,7 @@ def open_judge(config: EvaluateConfig) -> Judge:
 
         cache = config.endpoint.cache or Path(config.output) / CACHE
         return EndpointJudge(config.endpoint, config.rubrics, ReplyCache(cache))
-    if config.judge == "reward":
+    if config.judge == "reward_model":
         from nemo_moslim.judging.reward_judges import LocalRewardJudge, ServiceRewardJudge
 
         if not config.reward:

@@ -14,7 +14,7 @@ from nemo_moslim.report.control_charts import (
 from nemo_moslim.report.find import Control, Found
 from nemo_moslim.report.svg import tone
 
-JUDGES = {"world": "the world's exact graders", "reward": "the reward model"}
+JUDGES = {"world": "the world's exact graders", "reward_model": "the reward model"}
 
 
 def present(report: Mapping[str, Any], dimensions: Sequence[str]) -> list[tuple[str, str, Mapping[str, Any]]]:

@@ -62,7 +62,7 @@ def answered(trainings, sft_run, reward_run, prompt_dir, tmp_path_factory):
     ]
     (folder / "points.json").write_text(json.dumps(points))
     arguments = ["task=points", f"points={folder}/points.json", f"data={prompt_dir}/train.jsonl", "grid_prompts=6",
-                 f"reward={reward_run}", "judge=reward", "generation.max_new_tokens=5", "seed=3"]  # fmt: skip
+                 f"reward={reward_run}", "judge=reward_model", "generation.max_new_tokens=5", "seed=3"]  # fmt: skip
     for ranks in (1, 2):
         trainings.train("evaluate", *arguments, f"output={folder}/{ranks}", ranks=ranks)
     return folder

@@ -144,7 +144,7 @@ def test_a_folder_of_files(tmp_path):
     found = names(bench.study.stages.values())
     assert "judge" in found and "test-prompts" in found
     evaluation = [s for s in bench.study.stages.values() if s.folder.name.startswith("answers-")][0]
-    assert "judge=reward" in evaluation.settings and any("/judge-" in setting for setting in evaluation.settings)
+    assert "judge=reward_model" in evaluation.settings and any("/judge-" in setting for setting in evaluation.settings)
     assert "judge" not in names(needed(bench.study, entries["moslim"][0]))  # no method's cost
 
 
