@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 USER_ERROR = 2
+RANK_ZERO_SECONDS = 3.0  # by which another rank's message waits for rank 0's
 
 
 def config_dir() -> Path:
@@ -266,10 +267,18 @@ def _call(
 
 
 def report_user_error(error: BaseException) -> None:
-    """Print ``error: …`` as one line on stderr (rank 0 only) and leave it in torchrun's error file, if there is one."""
+    """Print ``error: …`` as one line on stderr.
+
+    Under torchrun rank 0 prints, and every rank leaves its message in the launcher's error file. Without it (srun) the
+    other ranks give rank 0 time to say what all of them may have to say, since the first to end takes the rest along.
+    """
     message = " ".join(str(error).split()) or type(error).__name__
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if rank == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    elif not error_file:
+        time.sleep(RANK_ZERO_SECONDS)
+        print(f"error: rank {rank}: {message}", file=sys.stderr, flush=True)
     if error_file:
         Path(error_file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")

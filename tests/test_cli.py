@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from nemo_moslim.cli import compose_config, escape_interpolation, hydra_main, report_user_error
+from nemo_moslim.cli import RANK_ZERO_SECONDS, compose_config, escape_interpolation, hydra_main, report_user_error
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,6 +110,16 @@ def test_under_torchrun_rank_0_prints_and_every_rank_leaves_its_message(rank, pr
     report_user_error(ValueError("bad"))
     assert capsys.readouterr().err == printed
     assert json.loads((tmp_path / "error.json").read_text())["message"] == "bad"
+
+
+@pytest.mark.parametrize(("rank", "printed"), [("0", "error: bad\n"), ("3", "error: rank 3: bad\n")])
+def test_without_torchrun_a_rank_speaks_after_rank_0(rank, printed, monkeypatch, capsys):
+    waits = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    report_user_error(ValueError("bad"))
+    assert capsys.readouterr().err == printed and waits == ([] if rank == "0" else [RANK_ZERO_SECONDS])
 
 
 def test_cfg_prints_the_settings(capsys):
