@@ -214,8 +214,9 @@ def hydra_main(
     """Turn ``function(config)`` into an entry point that reads ``key=value`` arguments (``sys.argv`` by default).
 
     ValueError, OSError and the config library's errors print one line ``error: …`` and exit with code 2; under torchrun
-    rank 0 prints, every rank exits 2 and leaves its message for the launcher's summary. Anything else is a bug and
-    keeps its traceback. A non-zero integer returned by ``function`` is the exit code.
+    rank 0 prints, every rank exits 2 and leaves its message for the launcher's summary. FloatingPointError, a training
+    that met NaN, does so with exit code 1. Anything else is a bug and keeps its traceback. A non-zero integer returned
+    by ``function`` is the exit code.
     """
 
     def decorate(function: Callable[[Any], int | None]) -> Callable[..., None]:
@@ -235,6 +236,9 @@ def hydra_main(
                 except (ValueError, OSError, OmegaConfBaseException) as error:
                     report_user_error(error)
                     code = USER_ERROR
+                except FloatingPointError as error:  # a training whose numbers are no longer any
+                    report_user_error(error)
+                    code = 1
                 except KeyboardInterrupt:
                     code = 130
             if code:

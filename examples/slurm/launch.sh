@@ -8,7 +8,7 @@
 #   exit code 0, summary.json says finished   the run is complete
 #   exit code 0, told to stop                 saved: requeue
 #   another code, told to stop                stopped before training could save (while it was loading): requeue
-#   exit code 2                               a setting is wrong (rank 0's log says which): not again
+#   exit code 2                               a setting is wrong (a rank's log says which, mostly rank 0's): not again
 #   another code                              a failure: not again; a failed node is Slurm's affair (--requeue)
 #
 # Each process is a task of srun, with no torchrun in between: on SIGTERM torchrun kills its workers after 30 s

@@ -25,6 +25,7 @@ class RewardDataset:
     sources: list[str | None]  # [R]
     pad_id: int
     pad_multiple: int
+    counts_rows: bool = False  # by the loss: joint and aligned count rows, per_head (row, head) pairs
 
     @classmethod
     def build(
@@ -59,8 +60,8 @@ class RewardDataset:
 
     @property
     def counted(self) -> int:
-        """Labelled (row, head) pairs."""
-        return int(self.label_mask.sum())
+        """What the loss counts: labelled (row, head) pairs, or rows with a label."""
+        return int((self.label_mask.any(1) if self.counts_rows else self.label_mask).sum())
 
     def batch(self, indices: np.ndarray) -> RewardBatch:
         """Rows as one padded micro-batch; index -1 is a filler that labels nothing."""

@@ -72,6 +72,14 @@ def forward_micro_batches(
         )
 
 
+def micro_batches_per_pass() -> int:
+    """Micro-batches that a rank's forward passes take at a time: enough for every pipeline stage to have work."""
+    from megatron.core import parallel_state
+
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    return 1 if stages == 1 else 4 * stages
+
+
 def rank_batches(dataset, global_size: int, micro_size: int) -> Iterator[tuple[np.ndarray, list]]:
     """This data-parallel rank's share of every global batch of a data set: row indices (-1: filler) and batches."""
     from megatron.core import parallel_state
@@ -85,12 +93,13 @@ def rank_batches(dataset, global_size: int, micro_size: int) -> Iterator[tuple[n
 def validation_sums(model: RewardModel, dataset: RewardDataset, batch: BatchConfig) -> Tensor:
     """`reward_sums` over a whole data set, all-reduced, on every rank: fp64 [model.sums_size]."""
     module, total = unwrapped(model), torch.zeros(model.sums_size, dtype=torch.float64, device="cuda")
+    longest = int(dataset.lengths.max())
 
     def collect(rows, output: Tensor) -> dict:
         return {"sums": reward_sums(output, rows, model.config)[2]}
 
     for _, micro_batches in rank_batches(dataset, batch.global_size, batch.micro_size):
-        for kept in forward_micro_batches(module, micro_batches, collect, max(dataset.lengths)):
+        for kept in forward_micro_batches(module, micro_batches, collect, longest):
             total += kept["sums"]
     return from_last_stage(sum_over_data_ranks(total))
 
@@ -106,11 +115,11 @@ def score_rows(model: RewardModel, dataset: RewardDataset, micro_size: int) -> T
     def collect(rows, output: Tensor) -> dict:
         return {"p": probabilities(output, config.levels, config.loss)}
 
-    global_size = micro_size * parallel_state.get_data_parallel_world_size()
+    longest = int(dataset.lengths.max())
+    global_size = micro_size * micro_batches_per_pass() * parallel_state.get_data_parallel_world_size()
     for share, micro_batches in rank_batches(dataset, global_size, micro_size):
-        for rows, kept in zip(
-            share, forward_micro_batches(module, micro_batches, collect, max(dataset.lengths)), strict=False
-        ):
+        passed = forward_micro_batches(module, micro_batches, collect, longest)
+        for rows, kept in zip(share, passed, strict=False):  # nothing is kept before the last stage
             real = torch.from_numpy(rows >= 0)
             scores[torch.from_numpy(rows)[real]] = kept["p"][real].float()
     return from_last_stage(sum_over_data_ranks(scores))

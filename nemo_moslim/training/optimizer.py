@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerModule
 
@@ -81,13 +82,47 @@ def megatron_optimizer_config(config: OptimizerConfig, precision: str) -> Megatr
     )
 
 
+def stop_at_bad_gradients(optimizer: ChainedOptimizer) -> None:
+    """Make the optimizer's step raise where the norm of the gradients, which it takes first, is not finite.
+
+    megatron-core's own `check_for_nan_in_grad` reads every bucket on the host in the backward pass, before the loss can
+    be looked at, and knows neither step nor remedy.
+
+    Raises (the step):
+        FloatingPointError: no weight has been touched.
+    """
+    norm = optimizer.get_grad_norm
+
+    def finite_norm() -> float:
+        value = norm()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the gradient's norm is {float(value)}: weights are left as they were and the last checkpoint stays; "
+                "lower optimizer.lr or look at the rows of this step"
+            )
+        return value
+
+    optimizer.get_grad_norm = finite_norm
+
+
+class StoppingOptimizerModule(MegatronOptimizerModule):
+    """NeMo's module with `stop_at_bad_gradients`."""
+
+    def optimizers(self, model) -> list[torch.optim.Optimizer]:
+        """NeMo's optimizer around megatron-core's."""
+        found = super().optimizers(model)
+        for optimizer in found:
+            stop_at_bad_gradients(optimizer.mcore_optimizer)
+        return found
+
+
 def optimizer_module(config: OptimizerConfig, max_steps: int, precision: str) -> MegatronOptimizerModule:
     """AdamW over megatron-core's (distributed) optimizer."""
     megatron = megatron_optimizer_config(config, precision)
     schedule = WarmupDecaySchedule(config.schedule, config.warmup_steps, config.min_lr / config.lr, max_steps)
     if precision == "fp32":
-        return MegatronOptimizerModule(megatron, schedule, no_weight_decay_cond=no_weight_decay)
-    return MegatronOptimizerModule(
+        return StoppingOptimizerModule(megatron, schedule, no_weight_decay_cond=no_weight_decay)
+    return StoppingOptimizerModule(
         megatron, schedule, no_weight_decay_cond=no_weight_decay, scale_lr_cond=is_fp32, lr_mult=OWN_GROUP
     )
 
@@ -105,5 +140,4 @@ def data_parallel_settings(config: OptimizerConfig, gather_ahead: bool) -> Distr
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap and config.distributed and gather_ahead,
         grad_reduce_in_fp32=True,
-        check_for_nan_in_grad=True,
     )

@@ -6,6 +6,7 @@ Telemetry, RunCheckpoint, StopOnSignal and early stopping looking on.
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def train_reward_model(config: RewardModelTrainingConfig, callbacks: Sequence[pl
 
     train, validation = (build(rows_of(path), origin=str(path)) for path in setup.data_files())
     weights = class_weights(train.class_counts(), levels, config.class_weights, config.head_weights)
+    train = replace(train, counts_rows=config.loss != "per_head")
     train, validation = setup.packed(train), setup.packed(validation)
     model_config = RewardModelConfig(
         **setup.architecture(tie=False),

@@ -20,6 +20,7 @@ from nemo_moslim.training.optimizer import (
     learning_rate_factor,
     megatron_optimizer_config,
     no_weight_decay,
+    stop_at_bad_gradients,
 )
 
 Loss = Callable[[torch.nn.Module, Tensor, object], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -42,6 +43,11 @@ class TrainedModel:
             no_weight_decay_cond=no_weight_decay,
             **groups,
         )
+        stop_at_bad_gradients(self.optimizer)
+        if model.config.num_moe_experts:
+            # off, as in NeMo-RL: megatron-core scales the router's loss for gradients that are divided by all tokens;
+            # those of an update are divided by what its loss counts (tokens of answers, pairs of answers)
+            model.config.moe_aux_loss_coeff = 0.0
         model.config.finalize_model_grads_func = finalize_model_grads
         model.config.grad_scale_func = self.optimizer.scale_loss
         model.config.no_sync_func = self.wrapped.no_sync
@@ -124,9 +130,12 @@ class TrainedModel:
                 f"{place}: loss is {metrics['loss']}: weights are left as they were and the last checkpoint stays; "
                 "lower optimizer.lr or look at the prompts of this step"
             )
-        ok, grad_norm, _ = self.optimizer.step()
-        if not ok or not _is_finite(float(grad_norm)):
-            raise FloatingPointError(f"{place}: the gradient's norm is {grad_norm}; the last checkpoint stays")
+        if not metrics["count"]:  # nothing to learn from: neither momentum nor weight decay moves the weights
+            return {**metrics, "grad_norm": 0.0}
+        try:
+            _, grad_norm, _ = self.optimizer.step()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{place}: {error}") from None
         return {**metrics, "grad_norm": float(grad_norm)}
 
 

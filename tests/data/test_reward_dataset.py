@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,11 @@ def test_a_batch_holds_rows_labels_and_last_positions(dataset, encoder):
         assert batch.tokens[place, :length].tolist() == dataset.rows.row(index).tolist()
         assert (batch.tokens[place, length:] == encoder.pad_id).all()
         assert batch.tokens[place, batch.last_index[place]] == encoder.eos_id
+
+
+def test_what_a_loss_counts(dataset):
+    assert dataset.counted == 4  # labelled (row, head) pairs, per_head
+    assert replace(dataset, counts_rows=True).counted == 3  # rows, joint and aligned
 
 
 def test_a_filler_labels_nothing(dataset, encoder):
