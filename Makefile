@@ -72,4 +72,4 @@ gpu-checks:
 	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) examples/gpu_checks.py output="$(GPU_OUTPUT)"
 
 clean:
-	rm -rf $(VENV) .venv-playground runs build *.egg-info
+	rm -rf $(VENV) .venv-playground build *.egg-info

@@ -3,8 +3,8 @@
 python examples/prepare_data.py task=ratings source=world output=data/ratings preferences=datatype4 seed=1
 python examples/prepare_data.py task=ratings source=table input=ratings.parquet validation=0.05 output=data/ratings
 python examples/prepare_data.py task=prompts source=hh_rlhf input=hh.jsonl.gz exclude=sft.jsonl output=data/prompts
-python examples/prepare_data.py task=sft source=table input=[a.jsonl,b.csv] on_bad_row=quarantine output=data/sft
-python examples/prepare_data.py task=tokenizer input=[data/sft/train.jsonl] vocab_size=8192 output=data/tokenizer
+python examples/prepare_data.py task=sft source=table 'input=[a.jsonl,b.csv]' on_bad_row=quarantine output=data/sft
+python examples/prepare_data.py task=tokenizer 'input=[data/sft/train.jsonl]' vocab_size=8192 output=data/tokenizer
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 torchrun --nproc-per-node 2 examples/train_dpo.py model.init=RUN data=DIR run_dir=RUN
 torchrun --nproc-per-node 2 examples/train_dpo.py model.init=RUN data=DIR run_dir=RUN loss=modpo \
-    weights={helpfulness:0.5,honesty:0.5}
+    'weights={helpfulness:0.5,honesty:0.5}'
 """
 
 from nemo_moslim.cli import hydra_main

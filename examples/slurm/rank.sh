@@ -6,4 +6,7 @@ export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID GROUP_RANK=$SLURM_NODEID
 export WORLD_SIZE=$SLURM_STEP_NUM_TASKS LOCAL_WORLD_SIZE=$((SLURM_STEP_NUM_TASKS / SLURM_STEP_NUM_NODES))
 # What Lightning knows torchrun by: it then leaves Slurm's signals and requeueing alone.
 export TORCHELASTIC_RUN_ID=$SLURM_JOB_ID
+# The package and conf/ of the checkout that this script lies in, not a copy that is installed in the image.
+code=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+export PYTHONPATH=$code${PYTHONPATH:+:$PYTHONPATH}
 exec "$@"
