@@ -85,6 +85,14 @@ class ChatEncoder:
         """Token ids of plain texts; special tokens' strings are ordinary characters here."""
         return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def without_first(self, text: str, count: int) -> str:
+        """The text less its first `count` tokens (1 or more); a character that the cut would split goes too.
+
+        It is an end of the text itself, not of decoded tokens, and shorter than it by a character or more.
+        """
+        offsets = self._plain.encode(text, add_special_tokens=False).offsets
+        return text[max(1, offsets[count - 1][1]) :]
+
     def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of prompts inside the chat template, up to where the assistant's answer starts."""
         chats = [as_messages(prompt) for prompt in prompts]
