@@ -94,10 +94,19 @@ def test_a_body_that_is_no_json_is_refused(service, body):
     assert answer.status_code in (400, 422) and answer.json()["detail"]
 
 
-def test_text_that_is_no_unicode_is_refused(service):
-    body = '{"items": [{"prompt": "\\ud800", "response": "r", "\\udfff": 1}]}'
-    answer = service.ask("POST", "/score", data=body.encode())
-    assert answer.status_code == 422 and answer.json()["detail"]
+@pytest.mark.parametrize(
+    ("item", "place"),
+    [
+        ({"prompt": "a\ud800", "response": "r"}, "items.0.prompt.text"),
+        ({"prompt": "p", "response": "\udfffb"}, "items.0.response"),
+        ({"prompt": [{"role": "user", "content": "\ud83c"}], "response": "r"}, "items.0.prompt.messages.0.content"),
+    ],
+)
+def test_text_that_is_no_unicode_is_refused(service, item, place):
+    answer = service.score(item)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == f"{place}: Value error, Input should be valid Unicode, without lone surrogates"
+    assert service.score({"prompt": "\ud83c\udf50", "response": "r"}).status_code == 200  # a pair is a character
 
 
 @pytest.mark.parametrize("token", [None, "", "another", TOKEN + " "])
