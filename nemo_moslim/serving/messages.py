@@ -18,7 +18,6 @@ from pydantic import (
 from nemo_moslim.policy_config import NORMALIZE
 from nemo_moslim.preferences import PreferenceSchema
 
-
 MOST_MESSAGES = 1_000  # of a dialogue
 
 
@@ -45,6 +44,9 @@ class Message(Strict):
 
     role: Literal["system", "user", "assistant"]
     content: Text
+
+
+Dialogue = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
 
 
 class ScoredItem(BaseModel):
@@ -116,7 +118,7 @@ def score_request(schema: PreferenceSchema, normalize: str, most_items: int) -> 
         WithJsonSchema({"type": "object", "properties": levels, "additionalProperties": False}),
     ]
     prompt = Annotated[
-        Annotated[Text, Tag("text")] | Annotated[list[Message], Field(min_length=1), Tag("messages")],
+        Annotated[Text, Tag("text")] | Annotated[Dialogue, Tag("messages")],
         Discriminator(lambda value: "messages" if isinstance(value, list) else "text"),
         Field(description="text without preference tags, or the messages of a dialogue"),
     ]

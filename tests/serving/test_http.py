@@ -5,10 +5,14 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import requests
 from stub_service import AVERAGE, DEVIATION, PREFERENCES, TOKEN, stub_row
+
+from nemo_moslim.preferences import PreferenceSchema
+from nemo_moslim.serving.messages import MOST_MESSAGES, score_request
 
 DIALOGUE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "?"}]
 PLAIN = {"prompt": "p", "response": "r"}
@@ -84,6 +88,14 @@ def test_refusals_say_what_is_wrong(service, body, status, reason):
     answer = service.ask("POST", "/score", json=body)
     assert answer.status_code == status and reason in answer.json()["detail"]
     assert len(answer.json()["detail"]) < 400
+
+
+def test_a_dialogue_has_a_bounded_number_of_messages():
+    request = score_request(PreferenceSchema.from_dict(PREFERENCES), "total", 8)
+    for more in (0, 1):
+        body = {"items": [{**PLAIN, "prompt": [DIALOGUE[0]] * (MOST_MESSAGES + more)}]}
+        with pytest.raises(ValueError, match=f"at most {MOST_MESSAGES} items") if more else nullcontext():
+            request.model_validate(body)
 
 
 @pytest.mark.parametrize(
