@@ -26,19 +26,19 @@ class ServeLimitsConfig:
     """What the service takes from its clients."""
 
     queue_rows: int
+    queue_bytes: int
     request_items: int
     request_bytes: int
     request_seconds: float
     critic_seconds: float
 
     def __post_init__(self):
-        positive("limits.", self, "queue_rows", "request_items", "request_bytes", "request_seconds", "critic_seconds")
-        require(
-            self.request_items <= self.queue_rows,
-            "limits.request_items",
-            self.request_items,
-            f"at most limits.queue_rows={self.queue_rows}: a request enters the queue whole",
-        )
+        positive("limits.", self, "queue_rows", "queue_bytes", "request_items", "request_bytes")
+        positive("limits.", self, "request_seconds", "critic_seconds")
+        for request, queue in (("request_items", "queue_rows"), ("request_bytes", "queue_bytes")):
+            size, room = getattr(self, request), getattr(self, queue)
+            expected = f"at most limits.{queue}={room}: a request enters the queue whole"
+            require(size <= room, f"limits.{request}", size, expected)
 
 
 @dataclass

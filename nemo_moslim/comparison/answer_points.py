@@ -6,6 +6,7 @@ point and prompt with the point's index, the answer and the obtained level of ev
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from nemo_moslim.baselines.prepare import read_scales
@@ -13,7 +14,7 @@ from nemo_moslim.baselines.rewarded_soups import check_alike, check_mixture, mix
 from nemo_moslim.baselines.ric import desired_scores, level_scores, with_scores
 from nemo_moslim.config import to_plain
 from nemo_moslim.data.chat import Prompt
-from nemo_moslim.data.prompt_dataset import shorten_left
+from nemo_moslim.data.prompt_dataset import fit_left
 from nemo_moslim.data.ratings import read_prompts
 from nemo_moslim.evaluation.evaluate_control import chosen_judge, judged
 from nemo_moslim.evaluation_config import EvaluateConfig
@@ -77,7 +78,7 @@ def asked_rows(
         schema: of the preferences.
 
     Raises:
-        ValueError: an unknown kind of prefix.
+        ValueError: an unknown kind of prefix, or scores that leave no room for a prompt.
     """
     weights, tags = point["weights"], schema
     if point["prefix"] == "none":
@@ -101,16 +102,21 @@ def asked_rows(
 
 
 def scored_prompt(prompt: Prompt, scores: Mapping[str, float], answerer: Answerer, config: EvaluateConfig) -> Prompt:
-    """The prompt with its scores; with cut_left one too long for the policy loses the beginning of its text alone."""
-    while config.long_prompts == "cut_left":
-        (tokens,) = answerer.encoder.encode_prompts([with_scores(prompt, scores)])
-        if len(tokens) <= answerer.room:
-            break
-        shorter = shorten_left(prompt, len(tokens) - answerer.room, answerer.encoder)
-        if shorter is None:  # the scores alone are too long; said when the prompts are encoded
-            break
-        prompt = shorter
-    return with_scores(prompt, scores)
+    """The prompt with its scores; with cut_left one too long for the policy loses the beginning of its text alone.
+
+    Raises:
+        ValueError: the scores leave no room for any text.
+    """
+    dress = partial(with_scores, scores=scores)
+    if config.long_prompts != "cut_left":
+        return dress(prompt)
+    fitting = fit_left(prompt, answerer.room, answerer.encoder, dress)
+    if fitting is None:
+        raise ValueError(
+            f"{config.data}: the scores of a prompt and the chat template alone take over {answerer.room} tokens: "
+            "lower generation.max_new_tokens"
+        )
+    return dress(fitting)
 
 
 class Policies:

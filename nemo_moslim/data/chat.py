@@ -7,10 +7,13 @@ characters `<|im_end|>` cannot end its turn.
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 Message = dict[str, str]
 Prompt = str | list[Message]
+
+TEMPLATES_KEPT = 128  # sequences of roles whose template stays encoded; data has far fewer
 
 
 def load_tokenizer(folder: str | Path):
@@ -63,27 +66,34 @@ class ChatEncoder:
         self._plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._plain.encode_special_tokens = True
         self._plain.no_truncation()
-        self._template_cache: dict[tuple[str, ...], list[list[int]]] = {}
+        self._template_pieces = lru_cache(TEMPLATES_KEPT)(self._encode_template)
 
-    def _template_pieces(self, roles: tuple[str, ...]) -> list[list[int]]:
+    def _encode_template(self, roles: tuple[str, ...]) -> list[list[int]]:
         """Token ids of the template before, between and after the messages' texts: len(roles) + 1 lists."""
-        if roles not in self._template_cache:
-            markers = [f"\ue000{i}\ue001" for i in range(len(roles))]
-            messages = [{"role": role, "content": marker} for role, marker in zip(roles, markers, strict=True)]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            pieces = []
-            for marker in markers:
-                before, found, text = text.partition(marker)
-                if not found:
-                    raise ValueError(f"the tokenizer's chat template drops a message of the roles {roles}")
-                pieces.append(before)
-            encode = self.tokenizer.backend_tokenizer.encode
-            self._template_cache[roles] = [encode(p, add_special_tokens=False).ids for p in [*pieces, text]]
-        return self._template_cache[roles]
+        markers = [f"\ue000{i}\ue001" for i in range(len(roles))]
+        messages = [{"role": role, "content": marker} for role, marker in zip(roles, markers, strict=True)]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        pieces, end = [], 0
+        for marker in markers:
+            start = text.find(marker, end)
+            if start < 0:
+                raise ValueError(f"the tokenizer's chat template drops a message of the roles {roles}")
+            pieces.append(text[end:start])
+            end = start + len(marker)
+        encode = self.tokenizer.backend_tokenizer.encode
+        return [encode(piece, add_special_tokens=False).ids for piece in [*pieces, text[end:]]]
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of plain texts; special tokens' strings are ordinary characters here."""
         return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def without_first(self, text: str, count: int) -> str:
+        """The text less its first `count` tokens (1 or more); a character that the cut would split goes too.
+
+        It is an end of the text itself, not of decoded tokens, and shorter than it by a character or more.
+        """
+        offsets = self._plain.encode(text, add_special_tokens=False).offsets
+        return text[max(1, offsets[count - 1][1]) :]
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of prompts inside the chat template, up to where the assistant's answer starts."""

@@ -1,7 +1,8 @@
 """Prompts with the levels asked of their answers, as token ids of the tagged prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -24,11 +25,24 @@ def shorten_left(prompt: Prompt, excess: int, encoder: ChatEncoder) -> Prompt | 
         whole, rest = encoder.encode_prompts([messages, messages[1:]])
         excess, messages = excess - (len(whole) - len(rest)), messages[1:]
     if excess > 0:
-        tokens = encoder.encode_texts([messages[0]["content"]])[0]
-        if excess >= len(tokens):
+        text = messages[0]["content"]
+        rest = encoder.without_first(text, excess) if excess < len(encoder.encode_texts([text])[0]) else ""
+        if not rest:
             return None
-        messages = [{**messages[0], "content": encoder.tokenizer.decode(tokens[excess:])}]
+        messages = [{**messages[0], "content": rest}]
     return messages[0]["content"] if isinstance(prompt, str) else messages
+
+
+def fit_left(prompt: Prompt, room: int, encoder: ChatEncoder, dress: Callable[[Prompt], Prompt]) -> Prompt | None:
+    """The prompt less as much of its beginning as `dress(prompt)`, with its tags, has over `room` tokens.
+
+    Every round takes a message or a character at least, so that there is a last one. None: nothing would be left.
+    """
+    while (excess := len(encoder.encode_prompts([dress(prompt)])[0]) - room) > 0:
+        prompt = shorten_left(prompt, excess, encoder)
+        if prompt is None:
+            return None
+    return prompt
 
 
 @dataclass(frozen=True)
@@ -78,13 +92,13 @@ class PromptDataset:
                 )
             if len(tagged[index]) > max_tokens and long_prompts == "drop":
                 continue
-            cut += len(tagged[index]) > max_tokens
-            while len(tagged[index]) > max_tokens:
-                shorter = shorten_left(prompts[index], len(tagged[index]) - max_tokens, encoder)
+            if len(tagged[index]) > max_tokens:
+                cut += 1
+                dress = partial(tag_prompt, preferences=row["preferences"], schema=schema)
+                shorter = fit_left(prompts[index], max_tokens, encoder, dress)
                 if shorter is None:
                     raise ValueError(f"{place}: its tags and the chat template alone take over {max_tokens} tokens")
-                prompts[index] = shorter
-                tagged[index] = encoder.encode_prompts([tag_prompt(shorter, row["preferences"], schema)])[0]
+                prompts[index], tagged[index] = shorter, encoder.encode_prompts([dress(shorter)])[0]
             kept.append(index)
         if not kept:
             raise ValueError(f"{origin}: no prompt to use ({len(rows)} dropped as over {max_tokens} tokens)")

@@ -109,6 +109,7 @@ class Service:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(ticket.future), seconds)
         except asyncio.TimeoutError:
+            self.queue.give_up(ticket)
             late = f"not done within {seconds:g} s (limits.{limit})"
             raise HTTPException(503, late, {"Retry-After": AWAY_SECONDS}) from None
         except Refusal as error:
@@ -190,8 +191,7 @@ def make_app(service: Service, token: str | None) -> Counted:
 
     if service.keeper:
         add_critic(app, service, bearer)
-    limits = service.config.limits
-    return Counted(Guard(app, token, limits.request_bytes, limits.request_seconds), service.numbers)
+    return Counted(Guard(app, token, service.config.limits, service.queue.seconds_to_clear), service.numbers)
 
 
 def first_mistake(error: RequestValidationError) -> str:

@@ -33,7 +33,7 @@ def add_critic(app: FastAPI, service, bearer: list) -> None:
 
     @app.post("/save_critic", **answers(StandingAnswer, 409))
     async def save(request: body.save):
-        """A checkpoint in critic_dir; of the run's others, the one before it stays."""
+        """A checkpoint in critic_dir; of the run's others, the one before it stays. Repeated, it changes nothing."""
         return JSONResponse(await service.work_on_critic("save", request))
 
     @app.post("/load_critic", **answers(StandingAnswer, 404, 409))

@@ -112,9 +112,13 @@ class CriticKeeper:
         return {"sums": sums, "number": self.standing.number}
 
     def save(self, request) -> dict:
-        """POST /save_critic."""
+        """POST /save_critic; repeated, it is answered and what came before stays."""
         self._check(request)
         standing = self.standing
+        # what is on the disk is not enough: it may be from an earlier training of the same name
+        repeated = request.step == standing.saved_step
+        if repeated and self.critic.saved_number(request.run, request.step) == request.number:
+            return self.where()
         self._on_every_rank("save", request.run, request.step, request.number, standing.saved_step)
         self.standing = Standing(standing.run, standing.number, request.step, standing.sums)
         return self.where()

@@ -18,6 +18,20 @@ from pydantic import (
 from nemo_moslim.policy_config import NORMALIZE
 from nemo_moslim.preferences import PreferenceSchema
 
+MOST_MESSAGES = 1_000  # of a dialogue
+
+
+def unicode_text(value: str) -> str:
+    """ValueError for what JSON can escape and UTF-8 cannot hold, a lone surrogate: tokenizers fail at it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("Input should be valid Unicode, without lone surrogates") from None
+    return value
+
+
+Text = Annotated[StrictStr, AfterValidator(unicode_text)]
+
 
 class Strict(BaseModel):
     """No unknown fields."""
@@ -29,7 +43,10 @@ class Message(Strict):
     """One turn of a dialogue."""
 
     role: Literal["system", "user", "assistant"]
-    content: StrictStr
+    content: Text
+
+
+Dialogue = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
 
 
 class ScoredItem(BaseModel):
@@ -101,7 +118,7 @@ def score_request(schema: PreferenceSchema, normalize: str, most_items: int) -> 
         WithJsonSchema({"type": "object", "properties": levels, "additionalProperties": False}),
     ]
     prompt = Annotated[
-        Annotated[StrictStr, Tag("text")] | Annotated[list[Message], Field(min_length=1), Tag("messages")],
+        Annotated[Text, Tag("text")] | Annotated[Dialogue, Tag("messages")],
         Discriminator(lambda value: "messages" if isinstance(value, list) else "text"),
         Field(description="text without preference tags, or the messages of a dialogue"),
     ]
@@ -109,7 +126,7 @@ def score_request(schema: PreferenceSchema, normalize: str, most_items: int) -> 
         "ScoreItem",
         __base__=Strict,
         prompt=(prompt, ...),
-        response=(StrictStr, ...),
+        response=(Text, ...),
         preferences=(preferences | None, Field(None, description="1-based levels; {} has the reward 0")),
     )
     return create_model(

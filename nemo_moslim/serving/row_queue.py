@@ -75,7 +75,7 @@ class RowQueue:
         """
         with self._changed:
             if len(self._entries) + len(ticket.rows) > self.limit:
-                raise QueueFull(self._seconds_to_clear())
+                raise QueueFull(self.seconds_to_clear())
             self._entries.extend((ticket, place) for place in range(len(ticket.rows)))
             self._changed.notify()
 
@@ -95,6 +95,11 @@ class RowQueue:
                     batch.append((ticket, place))
             return batch
 
+    def give_up(self, ticket: Ticket) -> None:
+        """Leave out what waits of a request that nobody waits for any more, so that its rows take no room."""
+        with self._changed:
+            self._entries = deque(entry for entry in self._entries if entry[0] is not ticket)
+
     def scored(self, rows: int, seconds: float) -> None:
         """Note how fast a batch was."""
         rate = rows / max(seconds, 1e-9)
@@ -107,6 +112,6 @@ class RowQueue:
                 ticket = self._entries.popleft()[0]
                 ticket.finish(lambda ticket=ticket: ticket.future.set_exception(error))
 
-    def _seconds_to_clear(self) -> int:
+    def seconds_to_clear(self) -> int:
         """Whole seconds in which what waits should be scored, 1 to 60."""
         return min(60, max(1, math.ceil(len(self._entries) / self._rate))) if self._rate else 1

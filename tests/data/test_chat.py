@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_moslim.data.chat import load_tokenizer
+from nemo_moslim.data.chat import TEMPLATES_KEPT, ChatEncoder, load_tokenizer
 
 CHAT = [
     {"role": "system", "content": "You are nice"},
@@ -55,12 +55,20 @@ def test_an_answer_ends_with_eos(encoder):
 
 
 def test_a_template_that_drops_a_message_is_refused(encoder, tokenizer_dir):
-    from nemo_moslim.data.chat import ChatEncoder
-
     tokenizer = load_tokenizer(tokenizer_dir)
     tokenizer.chat_template = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match="drops a message of the roles \\('system'"):
         ChatEncoder(tokenizer).encode_prompts([CHAT])
+
+
+def test_templates_of_a_bounded_number_of_dialogues_are_kept(tokenizer_dir):
+    encoder = ChatEncoder(load_tokenizer(tokenizer_dir))
+    encoder.encode_prompts([CHAT])
+    for turns in range(2 * TEMPLATES_KEPT):
+        roles = ["user" if turns >> bit & 1 else "assistant" for bit in range(9)]
+        chat = [{"role": role, "content": "pear"} for role in roles]
+        assert encoder.encode_prompts([chat]) == [templated(encoder, chat)]
+    assert encoder._template_pieces.cache_info().currsize == TEMPLATES_KEPT
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step, tag_prompt
+from nemo_moslim.data.prompt_dataset import PromptDataset, fit_left, prompts_of_step, shorten_left, tag_prompt
 from nemo_moslim.preferences import Dimension, PreferenceSchema
 
 SCHEMA = PreferenceSchema((Dimension("helpfulness", 5, (1, 5)), Dimension("harmless", 2, (1, 2))))
@@ -44,6 +44,21 @@ def test_a_long_prompt_is_refused_dropped_or_cut(encoder):
         build(examples, encoder, max_tokens=5, long_prompts="cut_left")
     with pytest.raises(ValueError, match="no prompt to use"):
         build(examples, encoder, max_tokens=5, long_prompts="drop")
+
+
+def test_a_cut_inside_a_character_takes_all_of_it(encoder):
+    text = "a 漢🍐é 🍐"  # of three, four and two tokens each
+    tokens = len(encoder.encode_texts([text])[0])
+    for excess in range(1, tokens + 1):
+        shorter = shorten_left(text, excess, encoder)
+        assert shorter is None or (text.endswith(shorter) and 0 < len(shorter) < len(text)), (excess, shorter)
+        assert shorter is None or len(encoder.encode_texts([shorter])[0]) <= tokens - excess
+    assert shorten_left(text, tokens - 1, encoder) is None  # of the last character a token would be left
+    whole = len(encoder.encode_prompts([text])[0])
+    found = [fit_left(text, whole - excess, encoder, lambda prompt: prompt) for excess in range(tokens + 1)]
+    assert found[0] == text and found[1] == text[1:] and found[3] == found[4] == text[3:] and found[-4:] == [None] * 4
+    cut = build(rows("🍐" * 40, preferences={"harmless": 2}), encoder, long_prompts="cut_left")
+    assert set(cut.prompts[0]) == {"🍐"} and 57 <= len(cut.tokens[0]) <= 60
 
 
 def test_a_long_dialogue_loses_its_first_messages(encoder):

@@ -88,6 +88,24 @@ def test_checkpoints_are_of_a_step_and_the_one_before_it_stays(critic_service):
     assert value(critic_service, 2) == pytest.approx(at_30 - 0.25)  # a refusal changes nothing
 
 
+def test_a_save_that_is_sent_again_leaves_the_checkpoint_before_it(critic_service):
+    load(critic_service, run="run-c-3")
+    for number, step in ((0, 10), (1, 20)):
+        update(critic_service, number, run="run-c-3")
+        for _ in range(2):
+            saved = post(critic_service, "/save_critic", run="run-c-3", number=number + 1, step=step)
+            assert saved.status_code == 200 and saved.json() == {"run": "run-c-3", "number": number + 1}
+    assert load(critic_service, run="run-c-3", step=10, number=1)["number"] == 1
+    load(critic_service, run="run-c-3", seed=7)  # a training of the same name that begins again
+    update(critic_service, 0, run="run-c-3")
+    post(critic_service, "/save_critic", run="run-c-3", number=1, step=10)
+    found = []
+    for _ in range(2):
+        found.append(post(critic_service, "/values", run="run-c-3", number=1, rows=[ROW]).json()["values"][0][0])
+        load(critic_service, run="run-c-3", step=10, number=1)
+    assert found[0] == found[1] == pytest.approx(0.952)  # its own weights, not those of the first one
+
+
 def test_a_training_does_not_move_anothers_critic(critic_service):
     load(critic_service)
     load(critic_service, run="run-b-2")

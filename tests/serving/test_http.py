@@ -5,10 +5,14 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import requests
 from stub_service import AVERAGE, DEVIATION, PREFERENCES, TOKEN, stub_row
+
+from nemo_moslim.preferences import PreferenceSchema
+from nemo_moslim.serving.messages import MOST_MESSAGES, score_request
 
 DIALOGUE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "?"}]
 PLAIN = {"prompt": "p", "response": "r"}
@@ -86,6 +90,14 @@ def test_refusals_say_what_is_wrong(service, body, status, reason):
     assert len(answer.json()["detail"]) < 400
 
 
+def test_a_dialogue_has_a_bounded_number_of_messages():
+    request = score_request(PreferenceSchema.from_dict(PREFERENCES), "total", 8)
+    for more in (0, 1):
+        body = {"items": [{**PLAIN, "prompt": [DIALOGUE[0]] * (MOST_MESSAGES + more)}]}
+        with pytest.raises(ValueError, match=f"at most {MOST_MESSAGES} items") if more else nullcontext():
+            request.model_validate(body)
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff", b'{"items": NaN}', b"[" * 5000, b'{"items": ' + b"9" * 5000 + b"}"]
 )
@@ -94,10 +106,19 @@ def test_a_body_that_is_no_json_is_refused(service, body):
     assert answer.status_code in (400, 422) and answer.json()["detail"]
 
 
-def test_text_that_is_no_unicode_is_refused(service):
-    body = '{"items": [{"prompt": "\\ud800", "response": "r", "\\udfff": 1}]}'
-    answer = service.ask("POST", "/score", data=body.encode())
-    assert answer.status_code == 422 and answer.json()["detail"]
+@pytest.mark.parametrize(
+    ("item", "place"),
+    [
+        ({"prompt": "a\ud800", "response": "r"}, "items.0.prompt.text"),
+        ({"prompt": "p", "response": "\udfffb"}, "items.0.response"),
+        ({"prompt": [{"role": "user", "content": "\ud83c"}], "response": "r"}, "items.0.prompt.messages.0.content"),
+    ],
+)
+def test_text_that_is_no_unicode_is_refused(service, item, place):
+    answer = service.score(item)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == f"{place}: Value error, Input should be valid Unicode, without lone surrogates"
+    assert service.score({"prompt": "\ud83c\udf50", "response": "r"}).status_code == 200  # a pair is a character
 
 
 @pytest.mark.parametrize("token", [None, "", "another", TOKEN + " "])

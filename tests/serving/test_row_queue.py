@@ -66,6 +66,16 @@ def test_rows_that_nobody_waits_for_are_left_out():
     assert kept.future.result(0) == [1.0] and late.future.cancelled()
 
 
+def test_a_request_that_is_given_up_takes_no_room():
+    queue = RowQueue(limit=3, batch_rows=1, wait_seconds=0.0)
+    given_up, kept = Ticket(["a", "b"]), Ticket(["c"])
+    queue.put(given_up)
+    queue.put(kept)
+    queue.give_up(given_up)
+    queue.put(Ticket(["d", "e"]))
+    assert [rows_of(queue.take(1)) for _ in range(3)] == [["c"], ["d"], ["e"]] and len(queue) == 0
+
+
 def test_a_failure_reaches_every_request_that_waits():
     queue = RowQueue(limit=10, batch_rows=2, wait_seconds=0.0)
     tickets = [Ticket(["a", "b"]), Ticket(["c"])]

@@ -11,13 +11,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_moslim.config import to_plain
 from nemo_moslim.console import progress
 from nemo_moslim.data.chat import Prompt, as_messages
-from nemo_moslim.data.prompt_dataset import shorten_left, tag_prompt
+from nemo_moslim.data.prompt_dataset import fit_left, tag_prompt
 from nemo_moslim.evaluation.benchmarks.questions import Question
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.preferences import PreferenceSchema
@@ -132,7 +133,8 @@ class Interview:
         prompt = prompt_of(question, turn, file)
         preferences = levels_asked(question, self.config)
         encoder, room = self.answerer.encoder, self.answerer.room
-        length = len(encoder.encode_prompts([tag_prompt(prompt, preferences, self.schema)])[0])
+        tagged = partial(tag_prompt, preferences=preferences, schema=self.schema)
+        length = len(encoder.encode_prompts([tagged(prompt)])[0])
         if length <= room:
             return Asked((question.key, turn), prompt, preferences)
         if self.config.long_prompts == "raise":
@@ -141,7 +143,7 @@ class Interview:
                 f"{room} that the policy's length leaves beside generation.max_new_tokens: choose "
                 "long_prompts=cut_left|drop"
             )
-        if self.config.long_prompts == "drop" or shorten_left(prompt, length - room, encoder) is None:
+        if self.config.long_prompts == "drop" or fit_left(prompt, room, encoder, tagged) is None:
             return None
         return Asked((question.key, turn), prompt, preferences, cut=True)
 
