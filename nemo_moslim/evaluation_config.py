@@ -80,7 +80,7 @@ class EvaluateConfig:
         if self.limit is not None:
             positive("", self, "limit")
         one_of("ric_map", self.ric_map, ("linf", "l2"))
-        positive("", self, "grid_prompts")
+        positive("", self, "grid_prompts", "bootstrap_samples")
         one_of("long_prompts", self.long_prompts, LONG_PROMPTS if self.task == "benchmarks" else ("raise", "cut_left"))
         require(self.untagged >= 0, "untagged", self.untagged, "a number of prompts, 0 or more")
         require(self.every_level >= 0, "every_level", self.every_level, "a number of prompts, 0 or more")

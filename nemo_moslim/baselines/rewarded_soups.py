@@ -99,16 +99,20 @@ def check_alike(runs: Sequence[str], sources: Sequence[Source]) -> None:
     for run, source in zip(runs, sources, strict=True):
         if getattr(source.config, "preferences", None):
             raise ValueError(f"runs: {run} is a reward model; its heads and statistics cannot be mixed")
-        other = {
-            name: (value, source.architecture[name])
-            for name, value in sources[0].architecture.items()
-            if value != source.architecture[name]
-        }
-        if other:
-            name, (first, here) = next(iter(other.items()))
+        expected, found = _architecture(sources[0]), _architecture(source)
+        for name in [*expected, *(name for name in found if name not in expected)]:
+            first, here = expected.get(name), found.get(name)
+            if first == here:
+                continue
             raise ValueError(f"runs: {run} has {name}={here}, {runs[0]} has {first}: only equal architectures mix")
         if _tokenizer(source) != _tokenizer(sources[0]):
             raise ValueError(f"runs: {run} has another tokenizer than {runs[0]}: their embeddings do not mix")
+
+
+def _architecture(source: Source) -> dict:
+    """What has to be equal: of a dense model not what it says of experts, which a Hugging Face folder leaves out."""
+    mixture = source.architecture.get("num_moe_experts")
+    return {name: value for name, value in source.architecture.items() if mixture or not name.startswith("moe_")}
 
 
 def _tokenizer(source: Source) -> bytes:

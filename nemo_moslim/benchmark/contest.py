@@ -13,7 +13,14 @@ from nemo_moslim.benchmark_config import BenchmarkConfig
 from nemo_moslim.parallel.layout import is_rank_zero, world_size
 
 BEST, DEFAULTS = "peer at its best", "peer at its defaults"
-TOLERANCE = 1e-4  # absolute difference of losses, log-probabilities, rewards and probabilities on the same inputs
+# absolute difference of losses, log-probabilities, rewards and probabilities on the same inputs
+TOLERANCE_FP32 = 1e-4
+TOLERANCE_BF16 = 5e-2  # 8 bits of mantissa: logits from 8 to 16 are 0.0625 apart
+
+
+def tolerance(precision: str) -> float:
+    """How far the two sides' numbers may be apart."""
+    return TOLERANCE_FP32 if precision == "fp32" else TOLERANCE_BF16
 
 
 class Contest:
@@ -23,12 +30,14 @@ class Contest:
         self,
         config: BenchmarkConfig,
         work: Path,
+        precision: str,
         together: int | None = None,
         own_variants: dict[str, Callable[[], Round]] | None = None,
     ):
         """
         Args:
             work: the folder that holds task.json.
+            precision: of both sides: fp32, bf16 or fp8.
             together: rows of the peer's step, which its batches have to divide; None where any will do.
             own_variants: other ways of ours to do the same, each run in turn as well.
 
@@ -36,6 +45,7 @@ class Contest:
             ValueError: no batch size of the peer divides the step.
         """
         self.config, self.work, self.together = config, work, together
+        self.tolerance = tolerance(precision)
         self.by_items = config.what == "rl_step"
         self.ours: list[Round] = []
         self.own_variants = own_variants or {}
@@ -81,15 +91,15 @@ class Contest:
         """Keep the largest difference of two (nested lists of) numbers.
 
         Raises:
-            ValueError: it is above TOLERANCE, or there are not as many of them.
+            ValueError: it is above what `tolerance` allows, or there are not as many of them.
         """
         ours, theirs = list(_flat(ours)), list(_flat(theirs))
         gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=False)]
         found = self.differences[name] = max(gaps, default=0.0)
-        if len(ours) != len(theirs) or not all(gap <= TOLERANCE for gap in gaps):  # NaN is not
+        if len(ours) != len(theirs) or not all(gap <= self.tolerance for gap in gaps):  # NaN is not
             raise ValueError(
                 f"the two sides do not compute the same {name}: {len(ours)} and {len(theirs)} numbers, largest "
-                f"difference {found:.3g} (allowed {TOLERANCE:g}); nothing was timed"
+                f"difference {found:.3g} (allowed {self.tolerance:g}); nothing was timed"
             )
 
     def begin(self) -> None:

@@ -85,6 +85,7 @@ class RLOOSteps:
             arguments = RLOOConfig(
                 folder,
                 max_steps=10**6,
+                model_init_kwargs={"dtype": task["dtype"], "attn_implementation": "sdpa", "device_map": None},
                 per_device_train_batch_size=variant["batch_size"],
                 gradient_accumulation_steps=training["answers"] // together,
                 num_generations=generation["samples"],
@@ -106,10 +107,9 @@ class RLOOSteps:
                 logging_steps=10**6,
                 seed=task["seed"],
             )
-            policy = AutoModelForCausalLM.from_pretrained(task["policy"], attn_implementation="sdpa")
             columns = {name: [row[name] for row in self.rows] for name in ("prompt", "plain", "asked")}
-            trainer = RLOOTrainer(
-                model=policy, reward_funcs=rewards, args=arguments, train_dataset=Dataset.from_dict(columns),
+            trainer = RLOOTrainer(  # loads the policy, and the reference from the same place, with model_init_kwargs
+                model=task["policy"], reward_funcs=rewards, args=arguments, train_dataset=Dataset.from_dict(columns),
                 processing_class=AutoTokenizer.from_pretrained(task["policy"], padding_side="left"),
                 callbacks=[InTurns(turn, rewards, task["steps"])],
             )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
+from nemo_moslim.benchmark.peer_models import DEVICE, load
 from nemo_moslim.benchmark.peer_process import UNLABELLED
 from nemo_moslim.benchmark.stopwatch import Stopwatch
 
@@ -95,12 +96,12 @@ class RewardTraining:
         return AutoModelForSequenceClassification.from_pretrained(self.task["reward"], attn_implementation="sdpa")
 
     def check(self, rows: list[int]) -> dict:
-        """The mean loss per label over these rows."""
-        model, levels = self._model().eval(), self.task["levels"]
+        """The mean loss per label over these rows, in the task's dtype."""
+        model, levels = load(AutoModelForSequenceClassification, self.task["reward"], self.task), self.task["levels"]
         total, count = 0.0, 0
         with torch.no_grad():
             for row in rows:
-                batch = Padding(self.task["pad_id"])([self.rows[row]])
+                batch = {k: v.to(DEVICE) for k, v in Padding(self.task["pad_id"])([self.rows[row]]).items()}
                 logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
                 total += float(head_losses(logits, batch["labels"], levels))
                 count += int((batch["labels"] != UNLABELLED).sum())

@@ -89,7 +89,7 @@ def _settings(config: BenchmarkConfig, work: Path) -> RewardModelTrainingConfig 
 def _run(
     config: BenchmarkConfig, settings: RewardModelTrainingConfig | PolicyTrainingConfig, work: Path
 ) -> Contest | ProfiledRounds:
-    make = partial(ProfiledRounds if config.profile else Contest, config, work)
+    make = partial(ProfiledRounds if config.profile else Contest, config, work, settings.precision)
     policy, reward = work / "policy", work / "reward"
     if config.what == "rm":
         from nemo_moslim.benchmark import ours_reward_training

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nemo_moslim.benchmark.contest import TOLERANCE
+from nemo_moslim.benchmark.contest import tolerance
 from nemo_moslim.benchmark.model_folders import reward_model
 from nemo_moslim.benchmark.report import common, show, write
 from nemo_moslim.benchmark.stopwatch import Stopwatch
@@ -56,7 +56,7 @@ def run(config: BenchmarkConfig) -> None:
     ranks = Ranks()
     if is_rank_zero():
         rounds = under_load(config, settings, scorer, rows, ranks, work)
-        report(config, load, seconds, rewards, rounds)
+        report(config, load, seconds, rewards, rounds, tolerance(settings.precision))
         shutil.rmtree(work)
     else:
         ranks.follow({SCORE: scorer.reward_model.probabilities})
@@ -116,18 +116,16 @@ def under_load(
 
 
 def report(
-    config: BenchmarkConfig, load: tuple, seconds: list[float], rewards: list[float], rounds: list[dict]
+    config: BenchmarkConfig, load: tuple, seconds: list[float], rewards: list[float], rounds: list[dict], allowed: float
 ) -> None:
     """Write the file and print the table.
 
     Raises:
-        ValueError: rewards of both sides differ by more than `TOLERANCE`.
+        ValueError: rewards of both sides differ by more than `allowed`.
     """
     gaps = [abs(a - b) for a, b in zip(rewards, rounds[-1]["rewards"], strict=True) if b is not None]
-    if max(gaps, default=0.0) > TOLERANCE:
-        raise ValueError(
-            f"the service's rewards differ from those in process by {max(gaps):.3g} (allowed {TOLERANCE:g})"
-        )
+    if not all(gap <= allowed for gap in gaps):  # NaN is not
+        raise ValueError(f"the service's rewards differ from those in process by {max(gaps):.3g} (allowed {allowed:g})")
     latencies = np.concatenate([one["request_seconds"] for one in rounds]) * 1000
     statuses = {
         status: sum(one["statuses"].get(status, 0) for one in rounds) for one in rounds for status in one["statuses"]

@@ -3,7 +3,6 @@
 Shapes: R seeds, P operating points, Q prompts, N dimensions, S bootstrap samples.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,6 +25,7 @@ from nemo_moslim.comparison.fronts import (
 )
 from nemo_moslim.comparison.methods import LINE_SHARES
 from nemo_moslim.comparison.study import Stage, Study
+from nemo_moslim.data.ratings import read_checked
 from nemo_moslim.evaluation.controllability import control_report
 from nemo_moslim.preferences import PreferenceSchema
 
@@ -56,8 +56,7 @@ def read_answers(entries: Sequence[Entry], schema: PreferenceSchema) -> Answers:
     weighted = [number for number, point in enumerate(entries[0].points) if point.weights is not None]
     for entry in entries:
         rows: dict[int, list[list[int]]] = {number: [] for number in weighted}
-        for line in entry.answers.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in read_checked(entry.answers, dict):
             if row["point"] in rows:
                 rows[row["point"]].append([row["levels"][name] for name in schema.names])
             else:

@@ -14,6 +14,12 @@ from typing import Any, BinaryIO
 
 TOOL = "nemo_moslim prepare_data"
 MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"  # malformed rows, with file, line and reason: no rows of the data
+
+
+def row_files(folder: str | Path) -> list[Path]:
+    """Every jsonl of a folder but the rows that were set aside, in order of name."""
+    return sorted(file for file in Path(folder).glob("*.jsonl") if file.name != QUARANTINE)
 
 
 def check_output(output: str | Path) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 
 from nemo_moslim.data import world
 from nemo_moslim.data.adapters import Layout, find_prompt, prompt_record, rating_records, sft_record
-from nemo_moslim.data.folder import OutputFolder, check_output, open_output
+from nemo_moslim.data.folder import QUARANTINE, OutputFolder, check_output, open_output
 from nemo_moslim.data.prepare_settings import PrepareSettings
 from nemo_moslim.data.prompt_dataset import tag_prompt
 from nemo_moslim.data.rows import Label, RowError, prompt_key
@@ -220,7 +220,7 @@ class _Run:
             ) from error
         row = source_row.raw if source_row.row is None else source_row.row
         entry = {"file": source_row.file, "line": source_row.line, "reason": str(error), "row": row}
-        folder.write_line("quarantine.jsonl", _to_safe_json(entry))
+        folder.write_line(QUARANTINE, _to_safe_json(entry))
         self.tally.skipped["quarantined"] += 1
         self.tally.reasons[error.kind] += 1
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from nemo_moslim.config import to_plain
 from nemo_moslim.data.ratings import load_ratings
+from nemo_moslim.evaluation.agreement import accuracy
 from nemo_moslim.evaluation.baseline_text import text_baseline
 from nemo_moslim.evaluation.bootstrap import paired_bootstrap, paired_bootstrap_macro_f1
 from nemo_moslim.evaluation.reward_accuracy import confusion_matrix, hard_labels, macro_f1, predicted_levels
@@ -53,32 +54,51 @@ def against_text_baseline(config: EvaluateConfig) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     for name, head in report.items():
-        gain, f1_gain = head["accuracy_gain"], head["macro_f1_gain"]
-        print(
-            f"{name} (n={head['n']}): accuracy {head['accuracy']:.4f} against {head['baseline_accuracy']:.4f} "
-            f"[{gain['low']:+.4f}, {gain['high']:+.4f}], majority {head['majority']:.4f}, of train "
-            f"{head['majority_train']:.4f}; macro-F1 {head['macro_f1']:.4f} against {head['baseline_macro_f1']:.4f} "
-            f"[{f1_gain['low']:+.4f}, {f1_gain['high']:+.4f}]"
-        )
+        print(head_line(name, head))
+
+
+def head_line(name: str, head: dict) -> str:
+    """One head's comparison for the terminal; a dash is what its rows do not define."""
+    shown = {key: _number(value, ".4f") for key, value in head.items() if not isinstance(value, dict)}
+    gain, f1_gain = (
+        f"[{_number(head[key]['low'], '+.4f')}, {_number(head[key]['high'], '+.4f')}]"
+        for key in ("accuracy_gain", "macro_f1_gain")
+    )
+    return (
+        f"{name} (n={head['n']}): accuracy {shown['accuracy']} against {shown['baseline_accuracy']} {gain}, "
+        f"majority {shown['majority']}, of train {shown['majority_train']}; "
+        f"macro-F1 {shown['macro_f1']} against {shown['baseline_macro_f1']} {f1_gain}"
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def compare_head(
     truth: np.ndarray, model: np.ndarray, baseline: np.ndarray, train: np.ndarray, levels: int, config: EvaluateConfig
 ) -> dict:
-    """One head's comparison; levels are 1-based, 0 is unlabelled; all arrays int [R], `train` int [rows of train]."""
-    rated = truth > 0
+    """One head's comparison; levels are 1-based, 0 is unlabelled; all arrays int [R], `train` int [rows of train].
+
+    None is what cannot be said: everything but n without labelled rows, majority_train without them in train.
+    """
+    rated, learnt = truth > 0, train[train > 0]
     truth, model, baseline = truth[rated], model[rated], baseline[rated]
-    most_common = np.bincount(train[train > 0], minlength=levels + 1).argmax()
+    most_common = np.full_like(truth, np.bincount(learnt, minlength=levels + 1).argmax())
     counts = np.bincount(truth, minlength=levels + 1)[1:]
     samples = config.bootstrap_samples
     return {
         "n": int(rated.sum()),
-        "accuracy": float((model == truth).mean()),
-        "baseline_accuracy": float((baseline == truth).mean()),
-        "majority": float(counts.max() / counts.sum()),
-        "majority_train": float((truth == most_common).mean()),
+        "accuracy": accuracy(truth, model),
+        "baseline_accuracy": accuracy(truth, baseline),
+        "majority": float(counts.max() / counts.sum()) if len(truth) else None,
+        "majority_train": accuracy(truth, most_common) if len(learnt) else None,
         "accuracy_gain": paired_bootstrap(model == truth, baseline == truth, samples, SEED),
-        "macro_f1": float(macro_f1(confusion_matrix(truth, model, levels))),
-        "baseline_macro_f1": float(macro_f1(confusion_matrix(truth, baseline, levels))),
+        "macro_f1": _macro_f1(truth, model, levels),
+        "baseline_macro_f1": _macro_f1(truth, baseline, levels),
         "macro_f1_gain": paired_bootstrap_macro_f1(truth, model, baseline, levels, samples, SEED),
     }
+
+
+def _macro_f1(truth: np.ndarray, predicted: np.ndarray, levels: int) -> float | None:
+    return float(macro_f1(confusion_matrix(truth, predicted, levels))) if len(truth) else None

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_moslim.data.chat import Prompt, as_messages
 from nemo_moslim.evaluation.reward_accuracy import hard_labels
 from nemo_moslim.preferences import PreferenceSchema
 
@@ -14,9 +15,9 @@ INVERSE_REGULARISATION = 4.0
 MAX_ITERATIONS = 1000
 
 
-def row_text(prompt: str, response: str) -> str:
-    """The text that the baseline reads of one row."""
-    return prompt + "\n" + response
+def row_text(prompt: Prompt, response: str) -> str:
+    """The text that the baseline reads of one row: of a dialogue its messages, then the answer."""
+    return "\n".join([*(message["content"] for message in as_messages(prompt)), response])
 
 
 def text_baseline(
@@ -25,8 +26,8 @@ def text_baseline(
     """Fit on prepared training rows, return class probabilities for the validation rows.
 
     Args:
-        train_rows, validation_rows: mappings with `prompt`, `response` (text); training rows also have `labels`,
-            dimension -> level or distribution (a distribution counts as its most probable level).
+        train_rows, validation_rows: mappings with `prompt` (text or messages), `response` (text); training rows also
+            have `labels`, dimension -> level or distribution (a distribution counts as its most probable level).
         schema: the dimensions, in head order.
 
     Returns:

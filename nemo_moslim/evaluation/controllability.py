@@ -69,9 +69,7 @@ def control_report(
         ValueError: a row lacks a level, names an unknown dimension or a level out of range; a dimension's name is a key
             of the report; samples is below 1.
     """
-    clash = [name for name in schema.names if name in RESERVED]
-    if clash:
-        raise ValueError(f"preferences: {clash[0]!r} is a key of the control report, give the dimension another name")
+    check_names(schema)
     if samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")
     graded = graded_arrays(rows, schema)
@@ -83,6 +81,13 @@ def control_report(
     report["overall"] = _overall(graded, schema)
     report["pairs"] = [_pair(graded, a, b, schema) for a, b in combinations(range(len(schema.names)), 2)]
     return report
+
+
+def check_names(schema: PreferenceSchema) -> None:
+    """ValueError where a dimension's name is a key of the report."""
+    clash = [name for name in schema.names if name in RESERVED]
+    if clash:
+        raise ValueError(f"preferences: {clash[0]!r} is a key of the control report, give the dimension another name")
 
 
 def graded_arrays(rows: Sequence[Mapping[str, Any]], schema: PreferenceSchema) -> Graded:

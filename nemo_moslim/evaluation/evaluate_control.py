@@ -7,7 +7,7 @@ from nemo_moslim.config import to_plain
 from nemo_moslim.data.ratings import read_prompts
 from nemo_moslim.data.world import grade_rows, schema_labels
 from nemo_moslim.evaluation.control_plots import plot_confusion, plot_control, plot_pairs
-from nemo_moslim.evaluation.controllability import control_report
+from nemo_moslim.evaluation.controllability import check_names, control_report
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
@@ -27,12 +27,15 @@ def evaluate_control(config: EvaluateConfig) -> None:
     for key in ("policy", "data", "output"):
         if not getattr(config, key):
             raise ValueError(f"{key} is not set: task=controllability needs {key}=…")
-    start(config.parallel, config.seed, config.cpu_threads)
     schema, scorer = PreferenceSchema.from_dict(to_plain(config.preferences)), None
+    if not config.reward:  # which brings its own
+        check_names(schema)
+    start(config.parallel, config.seed, config.cpu_threads)
     if config.reward:
         model, tokenizer = open_reward_model(config.reward, config.parallel, config.precision)
         scorer = LocalScorer(model, tokenizer, "total", config.batch_size, offload=False)
         schema = scorer.schema
+        check_names(schema)
     rows = read_prompts(config.data, schema)
     judge = chosen_judge(config, rows)
     every_level = at_every_level(rows[: config.every_level], schema)
@@ -102,15 +105,16 @@ def judged(
 def write_control(
     graded: list[dict], every_level: list[dict], schema: PreferenceSchema, judge: str, config: EvaluateConfig
 ) -> None:
-    """The report, the answers it stands on, those at every level, three plots and a table on the terminal."""
+    """The answers, those at every level, the report on them, three plots and a table on the terminal."""
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    report = control_report(graded, schema, config.bootstrap_samples, config.seed)
-    report["overall"] |= {"judge": judge, "policy": config.policy, "data": config.data}
-    write_atomically(output / "control.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    # first what took long: nothing that the report trips over may cost it
     for name, rows in (("answers", graded), ("every_level", every_level)):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(output / f"{name}.jsonl", lines)
+    report = control_report(graded, schema, config.bootstrap_samples, config.seed)
+    report["overall"] |= {"judge": judge, "policy": config.policy, "data": config.data}
+    write_atomically(output / "control.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     if config.plots:
         plot_control(report, schema, output / "control.png")
         plot_confusion(report, schema, output / "control_confusion.png")

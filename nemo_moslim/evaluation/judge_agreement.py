@@ -223,7 +223,8 @@ def print_annotators(report: dict[str, Any], names: Sequence[str], annotators: S
             own = entry["annotators"][annotator]
             table.add_row(name, annotator, str(entry["n"]), shown(own["accuracy"]), shown(own["kappa"]),
                           shown(entry["between"]["kappa"]))  # fmt: skip
-        table.add_row(name, "majority level", str(entry["labelled"]), f"{entry['majority']:.3f}", "", "")
+        majority = "-" if entry["majority"] is None else f"{entry['majority']:.3f}"
+        table.add_row(name, "majority level", str(entry["labelled"]), majority, "", "")
     table_console().print(table)
 
 

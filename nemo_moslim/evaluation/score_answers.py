@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from nemo_moslim.data.folder import MANIFEST
+from nemo_moslim.data.folder import MANIFEST, row_files
 from nemo_moslim.data.ratings import read_checked
 from nemo_moslim.data.rows import RowError, check_prompt
 from nemo_moslim.evaluation_config import EvaluateConfig
@@ -15,7 +15,7 @@ from nemo_moslim.run_folder import write_atomically, write_cost
 
 
 def score_answers(config: EvaluateConfig) -> None:
-    """Add `scores`, dimension -> expected level from 0 to 1, to the rows of a file, or of every jsonl of a folder.
+    """Add `scores`, dimension -> expected level from 0 to 1, to the rows of a file, or of a folder's files.
 
     A row's `plain_prompt`, where it has one, is what the reward models read.
 
@@ -31,7 +31,7 @@ def score_answers(config: EvaluateConfig) -> None:
     source, target = Path(config.input), Path(config.output)
     files = {source: target}
     if source.is_dir():
-        files = {file: target / file.name for file in sorted(source.glob("*.jsonl"))}
+        files = {file: target / file.name for file in row_files(source)}
     seconds = 0.0
     for file, output in files.items():
         started = time.perf_counter()

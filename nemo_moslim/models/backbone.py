@@ -61,8 +61,8 @@ class BackboneConfig:
             stage = parallel_state.get_pipeline_model_parallel_rank() + 1000 * (vp_stage or 0)
             torch.manual_seed(torch.initial_seed() + 100_003 * stage)
             model = super().configure_model(tokenizer, pre_process, post_process, vp_stage)
-        if cpu.enabled() and self.num_moe_experts and self.expert_model_parallel_size > 1:
-            draw_experts_apart(model, self)
+            if cpu.enabled() and self.num_moe_experts and self.expert_model_parallel_size > 1:
+                draw_experts_apart(model, self)  # on top of the stage's seed
         return model
 
 
@@ -96,7 +96,7 @@ def for_every_family(role: type[BackboneConfig]) -> type[BackboneConfig]:
 
 
 def draw_experts_apart(model: torch.nn.Module, config: GPTConfig) -> None:
-    """Initial weights of the experts, anew with a seed of this rank's own.
+    """Initial weights of the experts, anew with a seed of this rank's own, counted from torch's present one.
 
     megatron-core's CPU initialisation draws the same numbers on every expert-parallel rank: each would hold copies of
     the same experts. (On a GPU it draws from a generator per rank.)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 from nemo_moslim.model_config import ModelConfig
 from nemo_moslim.parallel.layout_checks import (
@@ -42,8 +43,11 @@ def check_trainable(config: PlanConfig, layout: Layout) -> None:
         check_model(parallel, architecture(config.model))
         check_batch(parallel, config.batch.global_size, micro_size, replicas)
         return
-    for model in filter(None, (config.model, config.reward_model)):
-        check_model(parallel, architecture(model))
+    models = [architecture(model) for model in (config.model, config.reward_model) if model]
+    mixture = any(model["num_moe_experts"] for model in models)
+    for model in models:  # beside a mixture of experts a dense model takes no part in expert parallelism
+        beside = mixture and not model["num_moe_experts"]
+        check_model(replace(parallel, expert=1) if beside else parallel, model)
     if config.task == "online_dpo" and micro_size % 2:
         raise ValueError(f"batch.micro_size={micro_size}: online DPO needs an even number (pairs)")
     check_policy_batch(config.batch.prompts, config.mini_size, micro_size, replicas)

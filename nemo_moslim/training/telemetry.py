@@ -21,7 +21,7 @@ PACKAGES = ("nemo_moslim", "nemo_toolkit", "megatron-core", "torch", "transforme
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the rows after `step`, which a resumed run writes again."""
     if path.is_file():
-        complete = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        complete = [line for line in path.read_text().split("\n") if line.endswith("}")]  # texts may hold U+2028
         write_atomically(path, "".join(line + "\n" for line in complete if json.loads(line)["step"] <= step))
 
 

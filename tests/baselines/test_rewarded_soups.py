@@ -1,6 +1,7 @@
 """Policies mixed by their weights: tensor by tensor, in any layout, and used like any run."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +63,28 @@ def test_a_soup_answers(trainings, soups, sft_run, tmp_path):
                         f"output={tmp_path}/{name}.jsonl", "generation.max_new_tokens=6")  # fmt: skip
         answers[name] = [json.loads(line)["response"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
     assert answers["soup"] == answers["policy"] and any(answers["soup"])
+
+
+def test_runs_mix_with_hugging_face_folders(tmp_path):
+    """A folder of a dense model says nothing of experts, where a run holds defaults that nothing reads."""
+    from nemo_moslim.baselines.rewarded_soups import check_alike
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    def source(**architecture):
+        return SimpleNamespace(config=None, tokenizer_folder=tmp_path, architecture=architecture)
+
+    defaults = dict(moe_router_topk=2, moe_router_pre_softmax=False, moe_ffn_hidden_size=None)
+    run, folder = source(num_layers=2, num_moe_experts=None, **defaults), source(num_layers=2, num_moe_experts=None)
+    check_alike(["run", "folder"], [run, folder])
+    check_alike(["folder", "run"], [folder, run])
+    mixture = source(num_layers=2, num_moe_experts=4, moe_router_topk=2)
+    for pair in ([folder, mixture], [mixture, folder], [run, mixture]):
+        with pytest.raises(ValueError, match="runs: b has num_moe_experts=.*, a has .*: only equal architectures mix"):
+            check_alike(["a", "b"], pair)
+    wider = source(num_layers=2, num_moe_experts=4, moe_router_topk=2, moe_shared_expert_intermediate_size=8)
+    with pytest.raises(ValueError, match="b has moe_shared_expert_intermediate_size=8, a has None"):
+        check_alike(["a", "b"], [mixture, wider])
 
 
 def test_what_does_not_mix_is_refused(

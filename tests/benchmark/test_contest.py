@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_moslim.benchmark.contest import Contest
+from nemo_moslim.benchmark.contest import Contest, tolerance
 from nemo_moslim.benchmark.mfu import forward_flops_per_token
 from nemo_moslim.benchmark.peer_process import UNLABELLED, Round
 from nemo_moslim.benchmark.report import ratios, summary
@@ -29,7 +30,8 @@ def config(*overrides) -> BenchmarkConfig:
 def contest(**changes) -> Contest:
     """A contest without processes."""
     made = Contest.__new__(Contest)
-    made.__dict__.update({"config": config(), "by_items": False, "differences": {}, "together": None, **changes})
+    usual = {"config": config(), "by_items": False, "differences": {}, "together": None, "tolerance": tolerance("fp32")}
+    made.__dict__.update(usual | changes)
     return made
 
 
@@ -68,6 +70,59 @@ def test_sides_that_differ_are_not_timed():
             one.compare("loss", [1.0, 2.0], theirs)
 
 
+def test_bf16_may_differ_by_its_rounding_and_no_more():
+    one = contest(tolerance=tolerance("bf16"))
+    one.compare("loss", [1.0, 2.0], [1.0, 2.03])
+    for theirs in ([1.0, 2.2], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match="do not compute the same loss"):
+            one.compare("loss", [1.0, 2.0], theirs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peers_first_loss_is_in_the_tasks_dtype(tmp_path, dtype):
+    from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+    from nemo_moslim.benchmark.peer_trainer import RewardTraining, head_losses
+
+    sizes = dict(vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                 num_key_value_heads=1, num_labels=3, pad_token_id=0)  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen2ForSequenceClassification(Qwen2Config(**sizes)).eval()
+    model.save_pretrained(tmp_path / "reward")
+    np.savez(tmp_path / "rows.npz", tokens=np.array([5, 6, 7]), offsets=np.array([0, 3]), labels=np.array([[2]]))
+    task = {"folder": str(tmp_path), "reward": str(tmp_path / "reward"), "levels": [3], "pad_id": 0, "dtype": dtype}
+    found = RewardTraining(task).check([0])["loss"]
+    rows, label = torch.tensor([[5, 6, 7]]), torch.tensor([[2]])
+    with torch.no_grad():
+        losses = {
+            name: float(head_losses(model.to(getattr(torch, name))(rows).logits, label, [3]))
+            for name in ("float32", "bfloat16")
+        }
+    assert losses["float32"] != losses["bfloat16"] and found == pytest.approx(losses[dtype], abs=1e-7)
+
+
+def test_trl_loads_policy_and_reference_in_the_tasks_dtype(tmp_path, monkeypatch):
+    """With a stand-in for TRL that keeps what it is given."""
+    given = {}
+    stand_in = ModuleType("trl")
+    stand_in.RLOOConfig = lambda folder, **settings: given.update(settings)
+    stand_in.RLOOTrainer = lambda **settings: given.update(settings) or SimpleNamespace(train=lambda: None)
+    monkeypatch.setitem(sys.modules, "trl", stand_in)
+    monkeypatch.delitem(sys.modules, "nemo_moslim.benchmark.peer_rloo", raising=False)
+    from nemo_moslim.benchmark import peer_rloo
+
+    monkeypatch.delitem(sys.modules, "nemo_moslim.benchmark.peer_rloo")  # nobody else gets the stand-in
+    monkeypatch.setattr(peer_rloo, "Rewards", lambda task, size: None)
+    monkeypatch.setattr(peer_rloo, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda *_, **__: None))
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "p", "plain": "p", "asked": [1], "tokens": [1]}]))
+    generation = dict(samples=2, max_new_tokens=4, temperature=1.0, top_p=1.0, top_k=0)
+    training = dict(answers=4, kl_coef=0.1, clip_ratio=0.2, lr=1e-4, clip_grad=1.0)
+    task = {"folder": str(tmp_path), "policy": "POLICY", "dtype": "bfloat16", "generation": generation,
+            "training": training, "seed": 1, "steps": 1}  # fmt: skip
+    peer_rloo.RLOOSteps(task).rounds({"batch_size": 2, "sorted": True}, None)
+    assert given["model"] == "POLICY" and given["model_init_kwargs"]["dtype"] == "bfloat16"
+
+
 def test_ratios_are_of_rounds_in_the_same_turn():
     """A machine that slows down slows both: 2x in every turn, whatever the turn's speed."""
     ours = [Round(1.0, 1.0, 100, 10), Round(2.0, 1.0, 100, 10), Round(8.0, 1.0, 100, 10)]
@@ -88,6 +143,14 @@ def test_flops_of_a_7b_model():
     """Qwen2-7B: 6.53 billion weights in its layers (its 7.6 less embedding and vocabulary layer)."""
     sizes = dict(num_layers=28, hidden_size=3584, ffn_hidden_size=18944, num_attention_heads=28, num_query_groups=4)
     assert forward_flops_per_token(sizes) / 2 == pytest.approx(6.53e9, rel=0.01)
+
+
+def test_flops_of_a_mixture_count_the_experts_that_a_token_meets():
+    """Qwen2-57B-A14B: 14 billion active weights, less the 2 x 0.54 of embedding and vocabulary layer."""
+    sizes = dict(num_layers=28, hidden_size=3584, ffn_hidden_size=18944, num_attention_heads=28, num_query_groups=4,
+                 num_moe_experts=64, moe_router_topk=8, moe_ffn_hidden_size=2560,
+                 moe_shared_expert_intermediate_size=20480)  # fmt: skip
+    assert forward_flops_per_token(sizes) / 2 == pytest.approx(13.1e9, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def run(trainings, tokenizer_dir, rating_dir, prompt_dir, tmp_path_factory):
     return call
 
 
-def assert_complete(report, output, what):
+def assert_complete(report, output, what, allowed=1e-4):
     assert report["largest_difference"].keys() == CHECKED[what]
-    assert max(report["largest_difference"].values()) < 1e-4
+    assert max(report["largest_difference"].values()) < allowed
     best, plain = report["sides"]["peer at its best"], report["sides"]["peer at its defaults"]
     assert best["sorted"] and not plain["sorted"] and plain["batch_size"] == 4
     tried = {(row["processes"], row["batch_size"]): row["per_second"] for row in report["peer_sweep"]}
@@ -68,6 +68,12 @@ def test_log_probabilities(run):
     report, output = run("logprob")
     rounds = assert_complete(report, output, "logprob")
     assert len({one["tokens"] for one in rounds}) == 1  # the same rows
+
+
+def test_log_probabilities_in_bf16(run):
+    report, output = run("logprob", f"settings={SETTINGS['logprob']} precision=bf16")
+    assert_complete(report, output, "logprob", allowed=5e-2)
+    assert max(report["largest_difference"].values()) > 1e-4
 
 
 def test_scoring(run):

@@ -74,6 +74,13 @@ def test_answers_are_read_by_point_and_seed(tmp_path):
     np.testing.assert_allclose(answers.levels.mean((0, 2)), [[1.0, 0.0], [0.25, 1.0], [0.75, 1.0]])
 
 
+def test_answers_with_other_ends_of_lines_are_read_whole(tmp_path):
+    made = entry(Study(tmp_path, 1), tmp_path, "moslim", 1, [(5, 1), (2, 2), (4, 2)])
+    rows = [json.loads(line) | {"response": "a\u2028b\u2029c\u0085d"} for line in made.answers.open()]
+    made.answers.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_answers([made], SCHEMA).levels.shape == (1, 3, PROMPTS, 2)
+
+
 def test_numbers_by_hand(numbers):
     json.dumps(numbers, allow_nan=False)
     ours, rival = numbers["methods"]["moslim"], numbers["methods"]["morlhf"]

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
-from nemo_moslim.data.folder import check_output, open_output
+from nemo_moslim.cli import compose_config
+from nemo_moslim.data.folder import check_output, open_output, row_files
 
 
 def write(target, name="train.jsonl", line="x"):
@@ -67,3 +69,17 @@ def test_a_line_that_is_not_unicode_is_not_half_written(tmp_path):
             folder.write_line("a.jsonl", "b\ud800")
         folder.write_manifest({})
     assert (tmp_path / "out" / "a.jsonl").read_text() == "one\n"
+
+
+def test_rows_that_were_set_aside_are_no_rows_of_the_folder(tmp_path):
+    from nemo_moslim.data.prepare import prepare
+    from nemo_moslim.data.prepare_settings import PrepareSettings
+
+    source, target = tmp_path / "rows.jsonl", tmp_path / "out"
+    source.write_text('{"prompt": "p", "response": "r"}\nnot JSON\n')
+    settings = compose_config(
+        "prepare_data", ["task=sft", f"input={source}", f"output={target}", "on_bad_row=quarantine", "validation=0"]
+    )
+    prepare(PrepareSettings.from_config(OmegaConf.to_container(settings, resolve=True)))
+    assert len(list(target.glob("*.jsonl"))) == 2
+    assert row_files(target) == [target / "train.jsonl"]

@@ -194,3 +194,37 @@ def configuration_classes() -> list[list[str]]:
     sizes = dict(num_layers=2, hidden_size=64, num_attention_heads=4, kv_channels=16)
     made = [*(PolicyConfig(family=family, **sizes) for family in FAMILIES), PolicyConfig(**sizes)]
     return [[parent.__name__ for parent in type(config).__mro__] for config in made]
+
+
+def first_experts() -> list[list]:
+    """First weights of every expert, [pipeline stage][expert-parallel rank], of a mixture over two by two ranks."""
+    from dataclasses import replace
+
+    import torch
+    from megatron.core import parallel_state
+    from planning_probes import SIZES, settings
+
+    from nemo_moslim.models.backbone import backbone_settings
+    from nemo_moslim.models.policy import PolicyConfig
+    from nemo_moslim.parallel.cpu import enable
+    from nemo_moslim.planning.shape import Layout
+    from nemo_moslim.planning.shards import pretended_ranks
+    from nemo_moslim.rollout.open_model import place_on_layout
+
+    enable()
+    layout = Layout(1, 2, 2, 2, 1, "none")
+    model = settings([*SIZES, "model=qwen2_57b_a14b", "model.num_experts=4", "model.experts_per_token=2"]).model
+    found = []
+    for stage in range(layout.pipeline):
+        config = PolicyConfig(**backbone_settings(replace(model, num_layers=2), 300), seq_length=64)
+        place_on_layout(config, layout.parallel(), "fp32")
+        found.append([])
+        for rank in range(layout.expert):
+            with pretended_ranks(layout, stage):
+                parallel_state.set_expert_model_parallel_rank(rank)
+                torch.manual_seed(1)
+                module = config.configure_model(None)
+                weights = [p for name, p in module.named_parameters() if ".experts." in name and "fc1" in name]
+                found[-1].append([float(p.flatten()[0]) for p in weights])
+                parallel_state.set_expert_model_parallel_rank(None)
+    return found

@@ -10,7 +10,13 @@ import signal
 import sys
 from pathlib import Path
 
-from model_probes import configuration_classes, open_in_layouts, peak_memory, published_sizes  # noqa: F401
+from model_probes import (  # noqa: F401
+    configuration_classes,
+    first_experts,
+    open_in_layouts,
+    peak_memory,
+    published_sizes,
+)
 from planning_probes import (  # noqa: F401
     allocated_state,
     planned_state,

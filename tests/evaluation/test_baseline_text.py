@@ -1,8 +1,13 @@
 """The TF-IDF floor on made-up rows whose words decide the level."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from made_rows import write_rows
 
+from nemo_moslim.evaluation.against_text_baseline import against_text_baseline
 from nemo_moslim.evaluation.baseline_text import row_text, text_baseline
 from nemo_moslim.evaluation.reward_accuracy import reward_metrics
 from nemo_moslim.preferences import Dimension, PreferenceSchema
@@ -54,3 +59,32 @@ def test_text_of_a_row_and_errors():
         text_baseline([{"prompt": "a", "response": "b", "labels": {}}], [], SCHEMA)
     with pytest.raises(ValueError, match="row 0: unknown dimension"):
         text_baseline([{"prompt": "a", "response": "b", "labels": {"kind": 1}}], [], SCHEMA)
+
+
+def dialogue(text):
+    return [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."},
+            {"role": "user", "content": text}]  # fmt: skip
+
+
+def test_dialogues_are_read_message_by_message():
+    assert row_text(dialogue("Tell me."), "Yes.") == "Hello.\nHi.\nTell me.\nYes."
+    train, validation = ([{**row, "prompt": dialogue(row["prompt"])} for row in make_rows(s, 60)] for s in (0, 1))
+    assert text_baseline(train, validation, SCHEMA).shape == (60, 7)
+
+
+def test_a_head_without_labelled_rows_is_a_dash(tmp_path, capsys):
+    schema = {name: {"levels": levels, "score_range": [0, 1]} for name, levels in (("safe", 2), ("brief", 2))}
+    rows = [{"prompt": "p", "response": "ab"[i % 2] * 5, "labels": {"safe": 1 + i % 2}} for i in range(8)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    np.savez(tmp_path / "result.npz", rows=np.arange(8), probabilities=np.full((8, 4), 0.5))
+    config = SimpleNamespace(
+        train=f"{tmp_path}/rows.jsonl", data=f"{tmp_path}/rows.jsonl", result=f"{tmp_path}/result.json",
+        output=f"{tmp_path}/out.json", preferences=schema, bootstrap_samples=20,
+    )  # fmt: skip
+    against_text_baseline(config)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["safe"]["n"] == 8 and report["safe"]["baseline_accuracy"] == 1.0
+    brief = report["brief"]
+    assert brief.pop("n") == 0 and brief.pop("accuracy_gain") == brief.pop("macro_f1_gain")
+    assert brief and set(brief.values()) == {None}
+    assert "brief (n=0): accuracy - against - [-, -], majority -, of train -" in capsys.readouterr().out

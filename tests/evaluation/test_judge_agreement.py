@@ -197,3 +197,14 @@ def test_two_annotators_of_rated_answers(tmp_path, capsys):
     print_annotators(report, names, list(annotations))
     assert "majority level" in capsys.readouterr().out
     json.dumps(report, allow_nan=False)
+
+
+def test_a_dimension_without_labels_in_the_sample_is_a_dash(tmp_path, capsys):
+    schema = PreferenceSchema.from_dict({"harmless": {"levels": 2, "score_range": [1, 2]}})
+    annotations = {"reward_model": [{}, {}], "endpoint": [{}, {}]}
+    rows = [{"prompt": "p", "response": "r", "labels": {}}] * 2
+    report = annotator_report(rows, annotations, schema, ["harmless"], settings())
+    print_annotators(report, ["harmless"], list(annotations))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "majority level" in line]
+    assert line.replace("│", " ").split() == ["harmless", "majority", "level", "0", "-"]
+    json.dumps(report, allow_nan=False)

@@ -33,3 +33,11 @@ def test_a_configuration_is_nemos_class_of_its_family(trainings: Trainings):
         assert classes[0] == nemo_class.removesuffix("Config") + "PolicyConfig"
         assert {"PolicyConfig", "BackboneConfig", nemo_class, "GPTConfig"} <= set(classes)
     assert unnamed[0] == "Qwen2PolicyConfig"
+
+
+def test_no_two_experts_start_alike(trainings):
+    """Neither on another expert-parallel rank nor on another pipeline stage, whose seeds are the launch's."""
+    (stages,) = trainings.run("first_experts").results()
+    values = [value for ranks in stages for weights in ranks for value in weights]
+    assert len(values) == 2 * 2 * 2  # stages, ranks, experts of a rank in one layer
+    assert len(set(values)) == len(values)

@@ -32,6 +32,14 @@ def test_a_layout_must_divide_the_reward_model_too():
     assert {layout.tensor for layout in accepted_layouts(config)[0]} == {1, 2, 4}  # four query groups, not eight
 
 
+@pytest.mark.parametrize(("policy", "reward"), [("qwen2_57b_a14b", "qwen2_7b"), ("qwen2_7b", "qwen2_57b_a14b")])
+def test_a_dense_model_beside_a_mixture_of_experts_takes_no_part_in_expert_parallelism(policy, reward):
+    config = settings("task=rloo", "gpus=32", f"model={policy}", f"model@reward_model={reward}")
+    assert max(layout.expert for layout in accepted_layouts(config)[0]) > 1
+    dense = settings("task=rloo", "gpus=32", "model=qwen2_7b", "model@reward_model=qwen2_7b")
+    assert {layout.expert for layout in accepted_layouts(dense)[0]} == {1}
+
+
 def test_sequence_parallelism_goes_with_tensor_parallelism():
     one, four = (Layout(tensor, 2, 1, 1, 1, "none").parallel() for tensor in (1, 4))
     assert (one.sequence, four.sequence) == (False, True)

@@ -77,3 +77,11 @@ def test_metrics_after_the_checkpoint_and_half_lines_are_cut(tmp_path):
     assert file.read_text().splitlines() == rows[:3]
     cut_metrics(tmp_path / "none.jsonl", 3)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_texts_with_other_ends_of_lines_stay_whole(tmp_path):
+    file = tmp_path / "samples.jsonl"
+    rows = [json.dumps({"step": s, "response": "a\u2028{b}\u2029c\u0085d"}, ensure_ascii=False) + "\n" for s in (1, 2)]
+    file.write_text("".join(rows), encoding="utf-8")
+    cut_metrics(file, 1)
+    assert file.read_text(encoding="utf-8") == rows[0]
