@@ -18,16 +18,25 @@ from nemo_moslim.training.experiment_loggers import close_loggers
 PACKAGES = ("nemo_moslim", "nemo_toolkit", "megatron-core", "torch", "transformers")
 
 
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a run's jsonl file, [] where there is none yet.
+
+    A line ends at its line feed: a last one without it was cut short and is left out. Other line separators of Unicode
+    stand unescaped inside answers.
+    """
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+
+
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the rows after `step`, which a resumed run writes again."""
     if path.is_file():
-        complete = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        write_atomically(path, "".join(line + "\n" for line in complete if json.loads(line)["step"] <= step))
+        kept = (line for line in complete_lines(path) if json.loads(line)["step"] <= step)
+        write_atomically(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(run_dir: str | Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    """The rows of a run's metrics.jsonl, [] before its first step."""
+    return [json.loads(line) for line in complete_lines(Path(run_dir) / "metrics.jsonl")]
 
 
 def package_versions() -> dict[str, str]:
@@ -65,7 +74,7 @@ class Telemetry(pl.Callback):
         if is_rank_zero():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             cut_metrics(self.path, trainer.global_step)
-            self._file = self.path.open("a")
+            self._file = self.path.open("a", encoding="utf-8")
             if sys.stderr.isatty():
                 self._start_progress(trainer)
 

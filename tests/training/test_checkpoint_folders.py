@@ -12,7 +12,7 @@ from nemo_moslim.run_folder import (
     resolve_checkpoint,
     step_of,
 )
-from nemo_moslim.training.telemetry import cut_metrics
+from nemo_moslim.training.telemetry import cut_metrics, read_metrics
 
 
 def make(run_dir, *names, parts=("weights", "context")):
@@ -77,3 +77,18 @@ def test_metrics_after_the_checkpoint_and_half_lines_are_cut(tmp_path):
     assert file.read_text().splitlines() == rows[:3]
     cut_metrics(tmp_path / "none.jsonl", 3)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_answers_may_hold_unicodes_line_separators(tmp_path):
+    file = tmp_path / "samples.jsonl"
+    rows = [json.dumps({"step": step, "response": "a\u2028b\u2029c\x85d}"}, ensure_ascii=False) for step in range(1, 4)]
+    cut_short = '{"step": 4, "response": "x}'
+    file.write_text("\n".join([*rows, cut_short]), encoding="utf-8")
+    cut_metrics(file, 2)
+    assert file.read_text(encoding="utf-8") == "".join(row + "\n" for row in rows[:2])
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, cut_short]), encoding="utf-8")
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_run_that_ends_before_its_first_step_has_no_metrics(tmp_path):
+    assert read_metrics(tmp_path) == []
