@@ -7,6 +7,7 @@ which answers there are, and how they are dealt into updates, is the same in eve
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from nemo_moslim.training.algorithm import Algorithm, answer_kl
 from nemo_moslim.training.critic import Critic, update_place
 from nemo_moslim.training.objective import rewards_to_learn
 from nemo_moslim.training.rl_batches import deal, policy_batch, with_field
-from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, save_checkpoint
+from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, publish_checkpoint, write_checkpoint
 from nemo_moslim.training.rl_metrics import mismatch, rollout_metrics, sample_rows, sample_table
 from nemo_moslim.training.run_log import RunLog
 from nemo_moslim.training.telemetry import peak_memory_gigabytes
@@ -94,17 +95,26 @@ class PolicyTraining:
             self.step += 1
             stopping = any_rank(self.stop.told)
             last = stopping or self.step == trainer.max_steps
-            if last or self.step % trainer.checkpoint_every == 0 or validation:
-                self._save(validation, self._state())
-            phases = {name: round(seconds, 4) for name, seconds in self.clock.take().items()}
-            seconds = time.perf_counter() - started
-            row["seconds"] = {"step": round(seconds, 4), **phases}
-            row["answers_per_second"] = round(row["answers"] / seconds, 2)
-            row["tokens_per_second"] = round(row["tokens"] / phases["generation"], 1)
-            self.log.write({"step": self.step, **row, **({"validation": validation} if validation else {})})
+            save = last or self.step % trainer.checkpoint_every == 0 or bool(validation)
+            self._finish_step(row, validation, started, save)
             if stopping and self.step < trainer.max_steps:
                 self._tell_stopping()
                 break
+
+    def _finish_step(self, row: dict, validation: dict[str, float], started: float, save: bool) -> None:
+        """The step's row and, with `save`, its checkpoint.
+
+        The checkpoint is found only once the row is written: after a kill in between, the step is done again.
+        """
+        unfinished = self._write_checkpoint(self._state()) if save else None
+        phases = {name: round(seconds, 4) for name, seconds in self.clock.take().items()}
+        seconds = time.perf_counter() - started
+        row["seconds"] = {"step": round(seconds, 4), **phases}
+        row["answers_per_second"] = round(row["answers"] / seconds, 2)
+        row["tokens_per_second"] = round(row["tokens"] / phases["generation"], 1)
+        self.log.write({"step": self.step, **row, **({"validation": validation} if validation else {})})
+        if unfinished:
+            self._publish(unfinished, validation)
 
     def _tell_stopping(self) -> None:
         if is_rank_zero():
@@ -250,20 +260,24 @@ class PolicyTraining:
         """What a checkpoint holds besides the models."""
         return {"kl_coef": getattr(self.algorithm, "kl_coef", None)}
 
-    def _save(self, validation: dict[str, float], state: dict) -> None:
+    def _write_checkpoint(self, state: dict) -> Path:
         beside = partial(self.critic.save, step=self.step) if self.critic else None
         with self.clock.phase("checkpoint"):
-            path = save_checkpoint(self.config.run_dir, self.step, self.models, state, self.contexts, beside)
-            if validation:
-                keep_best(self.config.run_dir, path, validation["reward"])
-            if is_rank_zero():
-                remove_old_checkpoints(self.config.run_dir, self.config.trainer.keep_checkpoints)
+            return write_checkpoint(self.config.run_dir, self.step, self.models, state, self.contexts, beside)
+
+    def _publish(self, unfinished: Path, validation: dict[str, float]) -> None:
+        run_dir = self.config.run_dir
+        if validation:  # before the checkpoint has its name: a kill in between must not leave it unmarked
+            keep_best(run_dir, self.step, validation["reward"])
+        publish_checkpoint(unfinished)
+        if is_rank_zero():
+            remove_old_checkpoints(run_dir, self.config.trainer.keep_checkpoints)
 
     def _save_last_step(self, state: dict) -> None:
         """A checkpoint of the steps that are done, unless there is one."""
         found = list_checkpoints(self.config.run_dir)
         if self.step > (step_of(found[-1]) if found else 0):
-            self._save({}, state)
+            self._publish(self._write_checkpoint(state), {})
 
     def _resume(self) -> int:
         found = list_checkpoints(self.config.run_dir)
