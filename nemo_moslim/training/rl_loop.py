@@ -91,8 +91,12 @@ class PolicyTraining:
             except ServiceUnavailable:  # neither policy nor critic has changed since the last step
                 self._save_last_step(state)
                 raise
-            validation = self._validate() if (self.step + 1) % trainer.validate_every == 0 else {}
             self.step += 1
+            try:
+                validation = self._validate() if self.step % trainer.validate_every == 0 else {}
+            except ServiceUnavailable:  # the step itself is done
+                self._finish_step(row, {}, started, save=True)
+                raise
             stopping = any_rank(self.stop.told)
             last = stopping or self.step == trainer.max_steps
             save = last or self.step % trainer.checkpoint_every == 0 or bool(validation)

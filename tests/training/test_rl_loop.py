@@ -64,3 +64,23 @@ def test_a_checkpoint_is_found_once_its_row_and_mark_are_written(make):
     second = [("written", 2), ("row", 2, True), ("best", 2), ("found", 2), ("old removed",)]
     third = [("written", 3), ("row", 3, False), ("found", 3), ("old removed",)]
     assert events == [("row", 1, False), *second, *third]
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_service_that_is_away_during_a_validation_costs_no_step(make, told):
+    from nemo_moslim.rollout.remote_score import ServiceUnavailable
+
+    loop, events = make()
+
+    def away():
+        loop.stop.told = told
+        raise ServiceUnavailable("no answer for too long")
+
+    loop._validate = away
+    if told:  # SIGTERM while it waits
+        assert loop.run() is False
+    else:
+        with pytest.raises(ServiceUnavailable):
+            loop.run()
+    assert loop.step == 2
+    assert events == [("row", 1, False), ("written", 2), ("row", 2, False), ("found", 2), ("old removed",)]
