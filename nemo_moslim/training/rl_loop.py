@@ -261,8 +261,11 @@ class PolicyTraining:
         self.log.write(row)
 
     def _state(self) -> dict:
-        """What a checkpoint holds besides the models."""
-        return {"kl_coef": getattr(self.algorithm, "kl_coef", None)}
+        """What a checkpoint holds besides the models: what a controller has made of `kl_coef`, where there is one."""
+        return {"kl_coef": self.algorithm.kl_coef if self._has_controller() else None}
+
+    def _has_controller(self) -> bool:
+        return getattr(self.algorithm.config, "kl_target", None) is not None
 
     def _write_checkpoint(self, state: dict) -> Path:
         beside = partial(self.critic.save, step=self.step) if self.critic else None
@@ -294,7 +297,7 @@ class PolicyTraining:
         state = load_checkpoint(found[-1], self.models)
         if self.critic:
             self.critic.resume(found[-1])
-        if state["kl_coef"] is not None:
+        if state["kl_coef"] is not None and self._has_controller():
             self.algorithm.kl_coef = state["kl_coef"]
         return state["step"]
 

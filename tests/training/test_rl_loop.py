@@ -84,3 +84,25 @@ def test_a_service_that_is_away_during_a_validation_costs_no_step(make, told):
             loop.run()
     assert loop.step == 2
     assert events == [("row", 1, False), ("written", 2), ("row", 2, False), ("found", 2), ("old removed",)]
+
+
+@pytest.mark.parametrize(("target", "used"), [(None, 0.05), (2.0, 0.7)])
+def test_a_resumed_run_takes_kl_coef_from_its_controller_or_the_configuration(make, monkeypatch, tmp_path, target, used):
+    from nemo_moslim.training import rl_loop
+
+    loop, _ = make()
+    loop.algorithm = SimpleNamespace(kl_coef=0.05, config=SimpleNamespace(kl_target=target))
+    monkeypatch.setattr(rl_loop, "list_checkpoints", lambda run_dir: [tmp_path])
+    monkeypatch.setattr(rl_loop, "load_checkpoint", lambda *_: {"step": 4, "kl_coef": 0.7})
+    assert loop._resume() == 4 and loop.algorithm.kl_coef == used
+    assert loop._state() == {"kl_coef": used if target else None}
+
+
+def test_a_resumed_critic_learns_at_the_configured_rate(monkeypatch):
+    from nemo_moslim.training import critic
+
+    rates, used = [], []
+    model = SimpleNamespace(settings=SimpleNamespace(lr=3e-4), set_rate=rates.append)
+    monkeypatch.setattr(critic, "critic_update", lambda *_: used.append(rates[-1]))
+    critic.LocalCritic(model, head=None).learn([[], []], [[1, 0]], step=7)
+    assert used == [3e-4, 3e-4]
