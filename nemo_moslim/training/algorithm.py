@@ -43,12 +43,18 @@ def all_rows(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def answer_kl(rollout: Rollout, batches: Sequence[PolicyBatch]) -> Tensor:
-    """KL to the reference summed over each answer (k1), on every rank: fp32 [R]."""
+    """KL to the reference summed over each answer (k1), on every rank: fp32 [R]; 0 for answers that do not count."""
     sums = torch.zeros(len(rollout))
     for batch in batches:
         kl = token_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask).sum(-1)
         sums.index_add_(0, batch.rows, kl)
     return sum_over_data_ranks(sums)
+
+
+def counted_answers(batches: Sequence[PolicyBatch]) -> int:
+    """Answers that are trained on, over all ranks."""
+    counted = sum(int(batch.response_mask.any(-1).sum()) for batch in batches)
+    return int(sum_over_data_ranks(torch.tensor([counted])).item())
 
 
 def policy_loss(

@@ -17,16 +17,16 @@ from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.clock import Clock
 from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
-from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero, sum_over_data_ranks
+from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.collect import Collector
 from nemo_moslim.rollout.remote_score import ServiceUnavailable
 from nemo_moslim.run_folder import list_checkpoints, remove_old_checkpoints, step_of
 from nemo_moslim.stop_request import StopRequest
-from nemo_moslim.training.algorithm import Algorithm, answer_kl
+from nemo_moslim.training.algorithm import Algorithm, answer_kl, counted_answers
 from nemo_moslim.training.critic import Critic, update_place
 from nemo_moslim.training.objective import rewards_to_learn
-from nemo_moslim.training.rl_batches import deal, policy_batch, with_field
+from nemo_moslim.training.rl_batches import deal, policy_batch, whole_answers, with_field
 from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, publish_checkpoint, write_checkpoint
 from nemo_moslim.training.rl_metrics import mismatch, rollout_metrics, sample_rows, sample_table
 from nemo_moslim.training.run_log import RunLog
@@ -139,7 +139,7 @@ class PolicyTraining:
         with self.clock.phase("logprobs"):
             old = self._logprobs(batches)
         with self.clock.phase("reference"), self.reference:
-            ref = self._logprobs(batches)
+            ref = self._logprobs(whole_answers(batches, rollout))
         batches = with_field(batches, old_logprobs=old, ref_logprobs=ref)
         if self.critic:
             with self.clock.phase("values"):
@@ -147,7 +147,7 @@ class PolicyTraining:
 
         batches, prepared = self.algorithm.prepare(learnt, batches)
         kl = answer_kl(rollout, batches)
-        counted = answer_counts(rollout, batches)
+        counted = counted_answers(batches)
         self.log.phase("update")
         rate = self.policy.set_learning_rate(step, config.trainer.max_steps)
         metrics = self._update(regrouped(batches, updates), critic_batches, critic_updates)
@@ -306,12 +306,6 @@ def regrouped(batches: list[PolicyBatch], like: list[list[PolicyBatch]]) -> list
     """A flat list of micro-batches cut into updates as `like` is."""
     iterator = iter(batches)
     return [[next(iterator) for _ in update] for update in like]
-
-
-def answer_counts(rollout: Rollout, batches: list[PolicyBatch]) -> int:
-    """Answers that are trained on, over all ranks."""
-    counted = sum(int(batch.response_mask.any(-1).sum()) for batch in batches)
-    return int(sum_over_data_ranks(torch.tensor([counted])).item())
 
 
 def update_metrics(totals: list[dict[str, float]], first_deviation: float) -> dict[str, float]:

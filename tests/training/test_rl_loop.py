@@ -87,7 +87,7 @@ def test_a_service_that_is_away_during_a_validation_costs_no_step(make, told):
 
 
 @pytest.mark.parametrize(("target", "used"), [(None, 0.05), (2.0, 0.7)])
-def test_a_resumed_run_takes_kl_coef_from_its_controller_or_the_configuration(make, monkeypatch, tmp_path, target, used):
+def test_a_resumed_kl_coef_is_the_controllers_or_the_configured_one(make, monkeypatch, tmp_path, target, used):
     from nemo_moslim.training import rl_loop
 
     loop, _ = make()
