@@ -33,9 +33,9 @@ class PPO:
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
         self.kl_coef = config.kl_coef
 
-    def choose(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+    def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         """See `Algorithm`."""
-        return all_rows(rollout)
+        return all_rows(rollout, usable)
 
     def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
         """Advantages and returns per token; the KL controller moves on."""

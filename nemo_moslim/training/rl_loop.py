@@ -131,7 +131,9 @@ class PolicyTraining:
         self.log.phase("sampling and scoring")
         rollout = self.collector.collect(self.train, prompts, step)
         learnt = rewards_to_learn(rollout, config.objective, self.schema)
-        updates, critic_updates = self._deal(learnt)
+        usable = rollout.finished if config.cut_answers == "mask" else np.ones(len(rollout), dtype=bool)
+        chosen, counts, left_out = self.algorithm.choose(learnt, usable)
+        updates, critic_updates = self._deal(learnt, chosen, counts)
         batches = [batch for update in updates for batch in update]
         critic_batches = [batch for update in critic_updates for batch in update]
 
@@ -160,18 +162,18 @@ class PolicyTraining:
             **mismatch(rollout, batches),
             **metrics,
             **prepared,
+            **left_out,
             "lr": rate,
             "answers": len(rollout),
             "tokens": sum(map(len, rollout.answers)),
             "memory_gigabytes": round(peak_memory_gigabytes(), 3),
         }
 
-    def _deal(self, rollout: Rollout) -> tuple[list[list[PolicyBatch]], list[list[PolicyBatch]]]:
+    def _deal(
+        self, rollout: Rollout, chosen: np.ndarray, counted: np.ndarray
+    ) -> tuple[list[list[PolicyBatch]], list[list[PolicyBatch]]]:
         """This rank's micro-batches of each update; the critic's are the same rows, perhaps without tags."""
         config, algorithm = self.config, self.algorithm
-        chosen, counted = algorithm.choose(rollout)
-        if config.cut_answers == "mask":
-            counted = counted & rollout.finished
         lengths = np.array([len(rollout.prompt_tokens[r]) + len(rollout.answers[r]) for r in chosen])
         seed = (config.trainer.seed, self.step)
         plan = deal(lengths, algorithm.unit, config.batch.mini_size, config.batch.micro_size, seed)

@@ -23,9 +23,9 @@ class RLOO:
     def __init__(self, config: RLOOConfig):
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
 
-    def choose(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+    def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         """See `Algorithm`."""
-        return all_rows(rollout)
+        return all_rows(rollout, usable)
 
     def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
         """One advantage per answer, the same on all its tokens. One that does not count is still compared with."""

@@ -1,11 +1,13 @@
 """`cut_answers=mask` by hand: answers that the length limit cut are not learnt from, and change nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from nemo_moslim.batches import Rollout
-from nemo_moslim.policy_config import PPOConfig, RLOOConfig
+from nemo_moslim.policy_config import OnlineDPOConfig, PPOConfig, RLOOConfig
 
 FINISHED = np.array([True, False, True, True])
 LENGTHS = (2, 3, 1, 2)
@@ -73,3 +75,19 @@ def test_rloo_compares_with_a_cut_answers_reward_less_its_kl(batches):
     first, second = shaped[0] - shaped[1], shaped[2] - shaped[3]
     expected = [[first, first, 0.0], [0.0] * 3, [second, 0.0, 0.0], [-second, -second, 0.0]]
     torch.testing.assert_close(prepared.advantages, torch.tensor(expected))
+
+
+def test_online_dpo_pairs_the_finished_answers():
+    from nemo_moslim.training.online_dpo import OnlineDPO
+
+    finished = np.array([True, True, False, True, False, False, True, True, True])
+    made = rollout([2.0, 1.0, 9.0, 5.0, 6.0, 7.0, 3.0, 3.0, 3.0], finished, lengths=[1] * 9)
+    made = replace(made, groups=torch.arange(9) // 3)
+    algorithm = OnlineDPO(OnlineDPOConfig(name="online_dpo", samples=3, epochs=1, beta=0.1))
+    rows, counted, shares = algorithm.choose(made, finished)
+    assert rows.reshape(-1, 2)[0].tolist() == [0, 1] and rows.shape == (6,)  # row 2 is the best, and was cut
+    assert counted.tolist() == [True, True] + [False] * 7  # a lone finished answer; a tie
+    assert shares == {"tied_pairs": pytest.approx(1 / 3), "unpaired_prompts": pytest.approx(1 / 3)}
+    rows, counted, shares = algorithm.choose(made, np.ones(9, dtype=bool))
+    assert rows.tolist()[:4] == [2, 1, 5, 3] and np.flatnonzero(counted).tolist() == [1, 2, 3, 5]
+    assert shares["unpaired_prompts"] == 0.0
