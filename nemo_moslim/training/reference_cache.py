@@ -15,7 +15,7 @@ REFERENCE_FILE = "reference_logprobs.npz"
 
 
 def reference_digest(init: str, precision: str, datasets: Mapping[str, PairDataset]) -> str:
-    """Of all that they depend on: the checkpoint or folder that `init` stands for, precision, the tokens of the pairs."""
+    """Of all that they depend on: the checkpoint or folder that `init` stands for, precision, the pairs' tokens."""
     checkpoint = resolve_checkpoint(init) if is_run(init) else Path(init)
     digest = hashlib.sha256(json.dumps([str(checkpoint.resolve()), precision, list(datasets)]).encode())
     for dataset in datasets.values():

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,3 +93,12 @@ def test_answers_may_hold_unicodes_line_separators(tmp_path):
 
 def test_a_run_that_ends_before_its_first_step_has_no_metrics(tmp_path):
     assert read_metrics(tmp_path) == []
+
+
+def test_a_metric_that_the_validation_rows_do_not_give_is_named(tmp_path):
+    from nemo_moslim.training.checkpoint import RunCheckpoint
+
+    trainer = SimpleNamespace(callback_metrics={"validation/loss": 1.0, "validation/score": 0.5, "grad_norm": 1.0})
+    callback = RunCheckpoint(str(tmp_path), 1, 1, 1, "accuracy/honesty")
+    with pytest.raises(ValueError, match="^trainer.monitor='accuracy/honesty': expected .* validation: loss, score$"):
+        callback._is_better(trainer)
