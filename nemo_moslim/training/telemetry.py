@@ -51,6 +51,13 @@ def peak_memory_gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def peak_memory_over_ranks() -> float:
+    """The largest `peak_memory_gigabytes` of all ranks of the launch, on each of them."""
+    peak = torch.tensor([peak_memory_gigabytes()], device="cuda")
+    torch.distributed.all_reduce(peak, op=torch.distributed.ReduceOp.MAX)
+    return float(peak)
+
+
 class Telemetry(pl.Callback):
     """Collects a step's metrics from the last pipeline stage and writes them on rank 0."""
 
@@ -174,8 +181,7 @@ def stopped_early(trainer: pl.Trainer) -> bool:
 
 def write_summary(run_dir: str, trainer: pl.Trainer, telemetry: Telemetry, extra: dict) -> None:
     """summary.json: final metrics, seconds per phase, tokens per second, peak memory over ranks, versions."""
-    peak = torch.tensor([peak_memory_gigabytes()], device="cuda")
-    torch.distributed.all_reduce(peak, op=torch.distributed.ReduceOp.MAX)
+    peak = peak_memory_over_ranks()
     if not is_rank_zero():
         return
     rows = read_metrics(run_dir)
@@ -190,7 +196,7 @@ def write_summary(run_dir: str, trainer: pl.Trainer, telemetry: Telemetry, extra
         "tokens_per_second": round(telemetry.tokens / max(telemetry.seconds["training"], 1e-9), 1),
         "ranks": trainer.world_size,
         "device_seconds": round(sum(telemetry.seconds.values()) * trainer.world_size, 3),
-        "peak_memory_gigabytes_per_rank": round(float(peak), 3),
+        "peak_memory_gigabytes_per_rank": round(peak, 3),
         "versions": package_versions(),
         **extra,
     }
