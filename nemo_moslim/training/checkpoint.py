@@ -81,7 +81,7 @@ class RunCheckpoint(pl.Callback):
     def _is_better(self, trainer: pl.Trainer) -> bool:
         prefix = "validation/"
         found = {k.removeprefix(prefix): v for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
-        check_monitor(self.monitor, found)  # a dimension that no row labels has no metric, whatever the model could tell
+        check_monitor(self.monitor, found)  # a dimension that no row labels has none
         value = float(found[self.monitor])
         record = best_record(self.run_dir)
         if record and record["metric"] != self.monitor:
