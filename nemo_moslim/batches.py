@@ -105,7 +105,7 @@ class PolicyBatch(Batch):
     response_mask: Tensor  # bool [B, T]: answer positions; a row of False fills up a batch and counts nowhere
     rows: Tensor  # int64 [B]: index of each answer in its rollout, -1 for a filler
     old_logprobs: Tensor  # fp32 [B, T]: under the policy before the step's first update
-    ref_logprobs: Tensor  # fp32 [B, T]: under the reference policy
+    ref_logprobs: Tensor  # fp32 [B, T]: under the reference policy; of answers that do not count too
     old_values: Tensor  # fp32 [B, T]: of the critic before the step's first update; 0 where there is none
     advantages: Tensor  # fp32 [B, T]
     returns: Tensor  # fp32 [B, T]: what a critic with a value head learns

@@ -37,6 +37,9 @@ class PPOConfig:
     def __post_init__(self):
         one_of("algorithm.critic", self.critic, CRITICS)
         positive("algorithm.", self, "samples", "epochs", "clip_ratio", "critic_lr", "kl_horizon")
+        for name in ("kl_target", "value_clip"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"algorithm.{name}", value, "null or a number above 0")
         for name in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, name) <= 1, f"algorithm.{name}", getattr(self, name), "a value in [0, 1]")
         for name in ("kl_coef", "entropy_coef"):

@@ -118,6 +118,11 @@ def test_a_value_of_the_algorithm_is_checked_under_its_name():
     ):
         with pytest.raises(ValueError, match=expected):
             parse(compose_config("train_policy", [*required, setting]), PolicyTrainingConfig)
+    for name in ("kl_target", "value_clip"):
+        for value in ("0", "-1"):
+            with pytest.raises(ValueError, match=rf"^algorithm\.{name}={value}\.0: expected null or a number above 0"):
+                policy_config("reward=q", "algorithm=ppo", f"algorithm.{name}={value}")
+        assert getattr(policy_config("reward=q", "algorithm=ppo", f"algorithm.{name}=null").algorithm, name) is None
 
 
 def policy_config(*overrides):

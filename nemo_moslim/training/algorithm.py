@@ -27,8 +27,11 @@ class Algorithm(Protocol):
     unit: int  # rows that stay together in a micro-batch
     metric_names: tuple[str, ...]  # of `loss`
 
-    def choose(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on, in units, and which rows of the rollout count: int64 [n], bool [R]."""
+    def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+        """Rows to train on, in units, and which rows of the rollout count: int64 [n], bool [R]; metrics of the step.
+
+        `usable`, bool [R], is False for answers that must not count.
+        """
 
     def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
         """Batches with advantages and returns, from rewards and log-probabilities; metrics of the step."""
@@ -37,18 +40,24 @@ class Algorithm(Protocol):
         """Loss sum, count, sums of the metrics; logprobs and entropy fp32 [B, T] with gradients."""
 
 
-def all_rows(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
-    """Every answer is trained on."""
-    return np.arange(len(rollout)), np.ones(len(rollout), dtype=bool)
+def all_rows(rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Every usable answer is trained on."""
+    return np.arange(len(rollout)), usable, {}
 
 
 def answer_kl(rollout: Rollout, batches: Sequence[PolicyBatch]) -> Tensor:
-    """KL to the reference summed over each answer (k1), on every rank: fp32 [R]."""
+    """KL to the reference summed over each answer (k1), on every rank: fp32 [R]; 0 for answers that do not count."""
     sums = torch.zeros(len(rollout))
     for batch in batches:
         kl = token_kl(batch.old_logprobs, batch.ref_logprobs, batch.response_mask).sum(-1)
         sums.index_add_(0, batch.rows, kl)
     return sum_over_data_ranks(sums)
+
+
+def counted_answers(batches: Sequence[PolicyBatch]) -> int:
+    """Answers that are trained on, over all ranks."""
+    counted = sum(int(batch.response_mask.any(-1).sum()) for batch in batches)
+    return int(sum_over_data_ranks(torch.tensor([counted])).item())
 
 
 def policy_loss(

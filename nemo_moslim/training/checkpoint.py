@@ -3,10 +3,12 @@
 import queue
 import shutil
 import signal
+from collections.abc import Collection
 from pathlib import Path
 
 import lightning.pytorch as pl
 
+from nemo_moslim.checks import require
 from nemo_moslim.parallel.layout import any_rank, is_rank_zero
 from nemo_moslim.run_folder import (
     UNFINISHED,
@@ -25,6 +27,11 @@ def write_in_this_process() -> None:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     filesystem_async._results_queue = queue.Queue()
+
+
+def check_monitor(monitor: str, metrics: Collection[str]) -> None:
+    """ValueError if the metric that marks the best checkpoint is none of a validation's."""
+    require(monitor in metrics, "trainer.monitor", monitor, "a metric of the validation: " + ", ".join(sorted(metrics)))
 
 
 class RunCheckpoint(pl.Callback):
@@ -72,7 +79,10 @@ class RunCheckpoint(pl.Callback):
         self._remove_old(trainer)
 
     def _is_better(self, trainer: pl.Trainer) -> bool:
-        value = float(trainer.callback_metrics[f"validation/{self.monitor}"])
+        prefix = "validation/"
+        found = {k.removeprefix(prefix): v for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+        check_monitor(self.monitor, found)  # a dimension that no row labels has none
+        value = float(found[self.monitor])
         record = best_record(self.run_dir)
         if record and record["metric"] != self.monitor:
             record = None

@@ -121,6 +121,7 @@ class LocalCritic:
         self, updates: list[list[PolicyBatch]], orders: Sequence[Sequence[int]], step: int
     ) -> list[list[dict[str, float]]]:
         """See `Critic`."""
+        self.model.set_rate(self.model.settings.lr)  # a resumed optimizer has the rate that it was saved with
         found = []
         for epoch, order in enumerate(orders):
             places = [update_place(step + 1, epoch + 1, number + 1) for number in range(len(order))]

@@ -6,7 +6,6 @@ NeMo's Trainer.
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
 from nemo_moslim.parallel.layout import (
     from_last_stage,
     initialize,
-    is_rank_zero,
     leave_process_group,
     sum_over_data_ranks,
     world_size,
@@ -28,9 +26,9 @@ from nemo_moslim.parallel.layout import (
 from nemo_moslim.parallel.layout_checks import data_parallel_size
 from nemo_moslim.rollout.open_model import open_policy
 from nemo_moslim.rollout.score import forward_micro_batches, rank_batches
+from nemo_moslim.training.reference_cache import read_reference, reference_digest, write_reference
 from nemo_moslim.training.supervised import SupervisedSetup
 
-REFERENCE_FILE = "reference_logprobs.npz"
 SPLITS = ("train", "validation")
 
 
@@ -69,30 +67,20 @@ def reference_logprobs(
 ) -> tuple[dict[str, np.ndarray], float]:
     """Of both answers of every pair under the initial policy, fp32 [P, 2] per split, and the seconds it took.
 
-    They are kept in the run directory: a run that resumes has moved on from the policy that they belong to.
+    They are kept in the run directory: a run that resumes need not compute them again.
 
     Raises:
-        ValueError: the run directory holds those of other data.
+        ValueError: the run directory holds those of other data or another policy, and checkpoints of a run with them.
     """
-    file = Path(config.run_dir) / REFERENCE_FILE
-    if not file.is_file():
-        started = time.perf_counter()
-        found = _computed(config, datasets, vocab_entries)
-        if is_rank_zero():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_name(f".{file.name}")
-            with unfinished.open("wb") as stream:
-                np.savez(stream, seconds=time.perf_counter() - started, **found)
-            unfinished.replace(file)
-        leave_process_group()
-    with np.load(file) as kept:
-        for split, dataset in datasets.items():
-            if kept[split].shape != (len(dataset), 2):
-                raise ValueError(
-                    f"run_dir={config.run_dir} holds reference log-probabilities of {len(kept[split])} {split} pairs, "
-                    f"data={config.data} has {len(dataset)}: choose another run_dir for other data"
-                )
-        return {split: kept[split] for split in datasets}, float(kept["seconds"])
+    digest = reference_digest(config.model.init, config.precision, datasets)
+    if kept := read_reference(config.run_dir, digest):
+        return kept
+    started = time.perf_counter()
+    found = _computed(config, datasets, vocab_entries)
+    seconds = time.perf_counter() - started
+    write_reference(config.run_dir, digest, found, seconds)
+    leave_process_group()
+    return found, seconds
 
 
 def _computed(

@@ -15,7 +15,7 @@ from nemo_moslim.functional.advantages import (
 )
 from nemo_moslim.parallel.layout import sum_over_data_ranks
 from nemo_moslim.policy_config import PPOConfig
-from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, policy_loss
+from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, counted_answers, policy_loss
 from nemo_moslim.training.rl_batches import with_field
 
 
@@ -33,9 +33,9 @@ class PPO:
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
         self.kl_coef = config.kl_coef
 
-    def choose(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+    def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         """See `Algorithm`."""
-        return all_rows(rollout)
+        return all_rows(rollout, usable)
 
     def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
         """Advantages and returns per token; the KL controller moves on."""
@@ -54,8 +54,9 @@ class PPO:
         moments = sum_over_data_ranks(moments)
         white = [whiten(a, b.response_mask, moments) for a, b in zip(advantages, batches, strict=True)]
         if config.kl_target is not None:
-            kl = float(answer_kl(rollout, batches).mean())
-            self.kl_coef = adapt_kl_coef(used, kl, config.kl_target, config.kl_horizon, len(rollout))
+            answers = counted_answers(batches)
+            kl = float(answer_kl(rollout, batches).sum()) / max(answers, 1)
+            self.kl_coef = adapt_kl_coef(used, kl, config.kl_target, config.kl_horizon, answers)
         return with_field(batches, advantages=white, returns=returns), {"kl_coef": used}
 
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

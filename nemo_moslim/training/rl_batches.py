@@ -71,3 +71,14 @@ def with_field(batches: Sequence[PolicyBatch], **columns: list[Tensor]) -> list[
         replace(batch, **{name: values[index] for name, values in columns.items()})
         for index, batch in enumerate(batches)
     ]
+
+
+def answer_mask(batch: PolicyBatch, rollout: Rollout) -> Tensor:
+    """Positions of each row's answer, whether it counts or not: bool [B, T]."""
+    lengths = torch.tensor([len(rollout.answers[row]) for row in batch.rows.tolist()])
+    return torch.arange(batch.response_mask.shape[1]) < lengths[:, None]
+
+
+def whole_answers(batches: Sequence[PolicyBatch], rollout: Rollout) -> list[PolicyBatch]:
+    """The batches with a mask that lets every answer count."""
+    return with_field(batches, response_mask=[answer_mask(batch, rollout) for batch in batches])

@@ -37,7 +37,7 @@ _METADATA = {
 }
 
 
-def save_checkpoint(
+def write_checkpoint(
     run_dir: str | Path,
     step: int,
     models: dict[str, TrainedModel],
@@ -45,16 +45,18 @@ def save_checkpoint(
     contexts: dict[str, Path],
     beside: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write the state after `step` steps; it appears under its name when it is complete. A collective.
+    """Write the state after `step` steps; `publish_checkpoint` gives it its name. A collective.
 
     Args:
         models: "" for the policy, CRITIC for the critic.
         state: of the loop; JSON.
         contexts: a context/ folder per model, to copy.
         beside: writes what else belongs to it into the folder; called on every rank.
+
+    Returns:
+        The folder, which nobody takes for a checkpoint yet.
     """
-    final = checkpoints_folder(run_dir) / checkpoint_name(step)
-    unfinished = final.with_name(UNFINISHED + final.name)
+    unfinished = checkpoints_folder(run_dir) / (UNFINISHED + checkpoint_name(step))
     if is_rank_zero():
         shutil.rmtree(unfinished, ignore_errors=True)
         for name in models:
@@ -66,11 +68,24 @@ def save_checkpoint(
         dist_checkpointing.save(_sharded_state(model, False), str(unfinished / name / "weights"))
     if beside:
         beside(unfinished)
+    return unfinished
+
+
+def publish_checkpoint(unfinished: Path) -> None:
+    """Give a checkpoint that is complete on all ranks the name under which it is found. A collective."""
+    torch.distributed.barrier()
     if is_rank_zero():
+        final = unfinished.with_name(unfinished.name.removeprefix(UNFINISHED))
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
     torch.distributed.barrier()
-    return final
+
+
+def save_checkpoint(
+    run_dir: str | Path, step: int, models: dict[str, TrainedModel], state: dict, contexts: dict[str, Path]
+) -> None:
+    """Write and publish at once; arguments as of `write_checkpoint`."""
+    publish_checkpoint(write_checkpoint(run_dir, step, models, state, contexts))
 
 
 def load_checkpoint(checkpoint: Path, models: dict[str, TrainedModel]) -> dict:
@@ -113,11 +128,11 @@ def write_context(model, folder: Path) -> Path:
     return folder / "context"
 
 
-def keep_best(run_dir: str, checkpoint: Path, value: float) -> None:
-    """Mark a checkpoint as the best of the run if its validation reward is; on rank 0."""
+def keep_best(run_dir: str, step: int, value: float) -> None:
+    """Mark the checkpoint after `step` steps as the best of the run if its validation reward is; on rank 0."""
     record = best_record(run_dir)
     if is_rank_zero() and (record is None or value > record["value"]):
-        mark_best(run_dir, checkpoint.name, "reward", value)
+        mark_best(run_dir, checkpoint_name(step), "reward", value)
 
 
 def remove_unfinished(run_dir: str | Path) -> None:

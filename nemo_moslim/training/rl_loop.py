@@ -7,6 +7,7 @@ which answers there are, and how they are dealt into updates, is the same in eve
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,17 +17,17 @@ from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.clock import Clock
 from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
-from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero, sum_over_data_ranks
+from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.collect import Collector
 from nemo_moslim.rollout.remote_score import ServiceUnavailable
 from nemo_moslim.run_folder import list_checkpoints, remove_old_checkpoints, step_of
 from nemo_moslim.stop_request import StopRequest
-from nemo_moslim.training.algorithm import Algorithm, answer_kl
+from nemo_moslim.training.algorithm import Algorithm, answer_kl, counted_answers
 from nemo_moslim.training.critic import Critic, update_place
 from nemo_moslim.training.objective import rewards_to_learn
-from nemo_moslim.training.rl_batches import deal, policy_batch, with_field
-from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, save_checkpoint
+from nemo_moslim.training.rl_batches import deal, policy_batch, whole_answers, with_field
+from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, publish_checkpoint, write_checkpoint
 from nemo_moslim.training.rl_metrics import mismatch, rollout_metrics, sample_rows, sample_table
 from nemo_moslim.training.run_log import RunLog
 from nemo_moslim.training.telemetry import peak_memory_gigabytes
@@ -90,21 +91,34 @@ class PolicyTraining:
             except ServiceUnavailable:  # neither policy nor critic has changed since the last step
                 self._save_last_step(state)
                 raise
-            validation = self._validate() if (self.step + 1) % trainer.validate_every == 0 else {}
             self.step += 1
+            try:
+                validation = self._validate() if self.step % trainer.validate_every == 0 else {}
+            except ServiceUnavailable:  # the step itself is done
+                self._finish_step(row, {}, started, save=True)
+                raise
             stopping = any_rank(self.stop.told)
             last = stopping or self.step == trainer.max_steps
-            if last or self.step % trainer.checkpoint_every == 0 or validation:
-                self._save(validation, self._state())
-            phases = {name: round(seconds, 4) for name, seconds in self.clock.take().items()}
-            seconds = time.perf_counter() - started
-            row["seconds"] = {"step": round(seconds, 4), **phases}
-            row["answers_per_second"] = round(row["answers"] / seconds, 2)
-            row["tokens_per_second"] = round(row["tokens"] / phases["generation"], 1)
-            self.log.write({"step": self.step, **row, **({"validation": validation} if validation else {})})
+            save = last or self.step % trainer.checkpoint_every == 0 or bool(validation)
+            self._finish_step(row, validation, started, save)
             if stopping and self.step < trainer.max_steps:
                 self._tell_stopping()
                 break
+
+    def _finish_step(self, row: dict, validation: dict[str, float], started: float, save: bool) -> None:
+        """The step's row and, with `save`, its checkpoint.
+
+        The checkpoint is found only once the row is written: after a kill in between, the step is done again.
+        """
+        unfinished = self._write_checkpoint(self._state()) if save else None
+        phases = {name: round(seconds, 4) for name, seconds in self.clock.take().items()}
+        seconds = time.perf_counter() - started
+        row["seconds"] = {"step": round(seconds, 4), **phases}
+        row["answers_per_second"] = round(row["answers"] / seconds, 2)
+        row["tokens_per_second"] = round(row["tokens"] / phases["generation"], 1)
+        self.log.write({"step": self.step, **row, **({"validation": validation} if validation else {})})
+        if unfinished:
+            self._publish(unfinished, validation)
 
     def _tell_stopping(self) -> None:
         if is_rank_zero():
@@ -117,7 +131,9 @@ class PolicyTraining:
         self.log.phase("sampling and scoring")
         rollout = self.collector.collect(self.train, prompts, step)
         learnt = rewards_to_learn(rollout, config.objective, self.schema)
-        updates, critic_updates = self._deal(learnt)
+        usable = rollout.finished if config.cut_answers == "mask" else np.ones(len(rollout), dtype=bool)
+        chosen, counts, left_out = self.algorithm.choose(learnt, usable)
+        updates, critic_updates = self._deal(learnt, chosen, counts)
         batches = [batch for update in updates for batch in update]
         critic_batches = [batch for update in critic_updates for batch in update]
 
@@ -125,7 +141,7 @@ class PolicyTraining:
         with self.clock.phase("logprobs"):
             old = self._logprobs(batches)
         with self.clock.phase("reference"), self.reference:
-            ref = self._logprobs(batches)
+            ref = self._logprobs(whole_answers(batches, rollout))
         batches = with_field(batches, old_logprobs=old, ref_logprobs=ref)
         if self.critic:
             with self.clock.phase("values"):
@@ -133,7 +149,7 @@ class PolicyTraining:
 
         batches, prepared = self.algorithm.prepare(learnt, batches)
         kl = answer_kl(rollout, batches)
-        counted = answer_counts(rollout, batches)
+        counted = counted_answers(batches)
         self.log.phase("update")
         rate = self.policy.set_learning_rate(step, config.trainer.max_steps)
         metrics = self._update(regrouped(batches, updates), critic_batches, critic_updates)
@@ -146,18 +162,18 @@ class PolicyTraining:
             **mismatch(rollout, batches),
             **metrics,
             **prepared,
+            **left_out,
             "lr": rate,
             "answers": len(rollout),
             "tokens": sum(map(len, rollout.answers)),
             "memory_gigabytes": round(peak_memory_gigabytes(), 3),
         }
 
-    def _deal(self, rollout: Rollout) -> tuple[list[list[PolicyBatch]], list[list[PolicyBatch]]]:
+    def _deal(
+        self, rollout: Rollout, chosen: np.ndarray, counted: np.ndarray
+    ) -> tuple[list[list[PolicyBatch]], list[list[PolicyBatch]]]:
         """This rank's micro-batches of each update; the critic's are the same rows, perhaps without tags."""
         config, algorithm = self.config, self.algorithm
-        chosen, counted = algorithm.choose(rollout)
-        if config.cut_answers == "mask":
-            counted = counted & rollout.finished
         lengths = np.array([len(rollout.prompt_tokens[r]) + len(rollout.answers[r]) for r in chosen])
         seed = (config.trainer.seed, self.step)
         plan = deal(lengths, algorithm.unit, config.batch.mini_size, config.batch.micro_size, seed)
@@ -247,23 +263,30 @@ class PolicyTraining:
         self.log.write(row)
 
     def _state(self) -> dict:
-        """What a checkpoint holds besides the models."""
-        return {"kl_coef": getattr(self.algorithm, "kl_coef", None)}
+        """What a checkpoint holds besides the models: what a controller has made of `kl_coef`, where there is one."""
+        return {"kl_coef": self.algorithm.kl_coef if self._has_controller() else None}
 
-    def _save(self, validation: dict[str, float], state: dict) -> None:
+    def _has_controller(self) -> bool:
+        return getattr(self.algorithm.config, "kl_target", None) is not None
+
+    def _write_checkpoint(self, state: dict) -> Path:
         beside = partial(self.critic.save, step=self.step) if self.critic else None
         with self.clock.phase("checkpoint"):
-            path = save_checkpoint(self.config.run_dir, self.step, self.models, state, self.contexts, beside)
-            if validation:
-                keep_best(self.config.run_dir, path, validation["reward"])
-            if is_rank_zero():
-                remove_old_checkpoints(self.config.run_dir, self.config.trainer.keep_checkpoints)
+            return write_checkpoint(self.config.run_dir, self.step, self.models, state, self.contexts, beside)
+
+    def _publish(self, unfinished: Path, validation: dict[str, float]) -> None:
+        run_dir = self.config.run_dir
+        if validation:  # before the checkpoint has its name: a kill in between must not leave it unmarked
+            keep_best(run_dir, self.step, validation["reward"])
+        publish_checkpoint(unfinished)
+        if is_rank_zero():
+            remove_old_checkpoints(run_dir, self.config.trainer.keep_checkpoints)
 
     def _save_last_step(self, state: dict) -> None:
         """A checkpoint of the steps that are done, unless there is one."""
         found = list_checkpoints(self.config.run_dir)
         if self.step > (step_of(found[-1]) if found else 0):
-            self._save({}, state)
+            self._publish(self._write_checkpoint(state), {})
 
     def _resume(self) -> int:
         found = list_checkpoints(self.config.run_dir)
@@ -276,7 +299,7 @@ class PolicyTraining:
         state = load_checkpoint(found[-1], self.models)
         if self.critic:
             self.critic.resume(found[-1])
-        if state["kl_coef"] is not None:
+        if state["kl_coef"] is not None and self._has_controller():
             self.algorithm.kl_coef = state["kl_coef"]
         return state["step"]
 
@@ -285,12 +308,6 @@ def regrouped(batches: list[PolicyBatch], like: list[list[PolicyBatch]]) -> list
     """A flat list of micro-batches cut into updates as `like` is."""
     iterator = iter(batches)
     return [[next(iterator) for _ in update] for update in like]
-
-
-def answer_counts(rollout: Rollout, batches: list[PolicyBatch]) -> int:
-    """Answers that are trained on, over all ranks."""
-    counted = sum(int(batch.response_mask.any(-1).sum()) for batch in batches)
-    return int(sum_over_data_ranks(torch.tensor([counted])).item())
 
 
 def update_metrics(totals: list[dict[str, float]], first_deviation: float) -> dict[str, float]:

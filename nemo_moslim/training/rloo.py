@@ -1,13 +1,16 @@
 """RLOO (Ahmadian et al. 2024): the reward less the mean reward of the other answers to the same prompt."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.functional.advantages import leave_one_out
 from nemo_moslim.policy_config import RLOOConfig
 from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, policy_loss
-from nemo_moslim.training.rl_batches import with_field
+from nemo_moslim.training.rl_batches import answer_mask, with_field
 
 
 class RLOO:
@@ -20,13 +23,13 @@ class RLOO:
     def __init__(self, config: RLOOConfig):
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
 
-    def choose(self, rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+    def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         """See `Algorithm`."""
-        return all_rows(rollout)
+        return all_rows(rollout, usable)
 
     def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
-        """One advantage per answer, the same on all its tokens."""
-        shaped = rollout.rewards - self.config.kl_coef * answer_kl(rollout, batches)
+        """One advantage per answer, the same on all its tokens. One that does not count is still compared with."""
+        shaped = rollout.rewards - self.config.kl_coef * whole_answer_kl(rollout, batches)
         advantages = leave_one_out(shaped, rollout.groups)
         columns = [advantages[batch.rows][:, None] * batch.response_mask for batch in batches]
         return with_field(batches, advantages=columns), {"kl_coef": self.config.kl_coef}
@@ -34,3 +37,18 @@ class RLOO:
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """See `policy_loss`."""
         return policy_loss(logprobs, entropy, batch, self.config.clip_ratio, self.config.entropy_coef)
+
+
+def whole_answer_kl(rollout: Rollout, batches: Sequence[PolicyBatch]) -> Tensor:
+    """`answer_kl` with that of the answers that do not count: fp32 [R].
+
+    The trainer has no log-probabilities of these, and takes the generator's; they differ by rounding (`mismatch`).
+    """
+    filled = []
+    for batch in batches:
+        theirs = torch.zeros(batch.response_mask.shape)
+        for place, row in enumerate(batch.rows.tolist()):
+            theirs[place, : len(rollout.answers[row])] = torch.from_numpy(rollout.generator_logprobs[row])
+        filled.append(torch.where(batch.response_mask.any(-1, keepdim=True), batch.old_logprobs, theirs))
+    masks = [answer_mask(batch, rollout) for batch in batches]
+    return answer_kl(rollout, with_field(batches, old_logprobs=filled, response_mask=masks))

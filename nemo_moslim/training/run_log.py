@@ -42,7 +42,7 @@ class RunLog:
         """One object per step; a line on the terminal every `log_every` steps and with a validation."""
         if not is_rank_zero():
             return
-        with (self._run_dir / "metrics.jsonl").open("a") as file:
+        with (self._run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
         flat = {f"train/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
         flat |= {f"seconds/{k}": v for k, v in row["seconds"].items()}
@@ -67,7 +67,7 @@ class RunLog:
         """Keep sample answers and show them."""
         if not is_rank_zero():
             return
-        with (self._run_dir / "samples.jsonl").open("a") as file:
+        with (self._run_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
         self.console.print(table)
 

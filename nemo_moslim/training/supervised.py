@@ -38,7 +38,7 @@ from nemo_moslim.parallel.start_checks import check_supervised
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.rollout.open_model import nemo_tokenizer
 from nemo_moslim.run_folder import list_checkpoints, write_atomically
-from nemo_moslim.training.checkpoint import RunCheckpoint, StopOnSignal
+from nemo_moslim.training.checkpoint import RunCheckpoint, StopOnSignal, check_monitor
 from nemo_moslim.training.data_module import StepDataModule
 from nemo_moslim.training.experiment_loggers import experiment_loggers
 from nemo_moslim.training.optimizer import optimizer_module
@@ -207,6 +207,7 @@ class SupervisedSetup:
             optim=optimizer_module(config.optimizer, config.trainer.max_steps, config.precision),
             tokenizer=nemo_tokenizer(self.tokenizer_folder),
         )
+        check_monitor(config.trainer.monitor, model.metrics(torch.ones(model.sums_size)))
         resumable = list_checkpoints(run_dir, with_optimizer=True)
         if self.source and not resumable:
             model.load_initial_weights = self.source.load_into
@@ -291,6 +292,7 @@ def early_stopping(trainer) -> list[pl.Callback]:
         patience=trainer.early_stop_patience,
         mode=mode,
         check_on_train_epoch_end=False,
+        strict=False,  # RunCheckpoint tells of a metric that is not there
     )
     return [stopping]
 

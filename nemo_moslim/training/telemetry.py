@@ -18,16 +18,25 @@ from nemo_moslim.training.experiment_loggers import close_loggers
 PACKAGES = ("nemo_moslim", "nemo_toolkit", "megatron-core", "torch", "transformers")
 
 
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a run's jsonl file, [] where there is none yet.
+
+    A line ends at its line feed: a last one without it was cut short and is left out. Other line separators of Unicode
+    stand unescaped inside answers.
+    """
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+
+
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the rows after `step`, which a resumed run writes again."""
     if path.is_file():
-        complete = [line for line in path.read_text().split("\n") if line.endswith("}")]  # texts may hold U+2028
-        write_atomically(path, "".join(line + "\n" for line in complete if json.loads(line)["step"] <= step))
+        kept = (line for line in complete_lines(path) if json.loads(line)["step"] <= step)
+        write_atomically(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(run_dir: str | Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    """The rows of a run's metrics.jsonl, [] before its first step."""
+    return [json.loads(line) for line in complete_lines(Path(run_dir) / "metrics.jsonl")]
 
 
 def package_versions() -> dict[str, str]:
@@ -40,6 +49,13 @@ def peak_memory_gigabytes() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def peak_memory_over_ranks() -> float:
+    """The largest `peak_memory_gigabytes` of all ranks of the launch, on each of them."""
+    peak = torch.tensor([peak_memory_gigabytes()], device="cuda")
+    torch.distributed.all_reduce(peak, op=torch.distributed.ReduceOp.MAX)
+    return float(peak)
 
 
 class Telemetry(pl.Callback):
@@ -65,7 +81,7 @@ class Telemetry(pl.Callback):
         if is_rank_zero():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             cut_metrics(self.path, trainer.global_step)
-            self._file = self.path.open("a")
+            self._file = self.path.open("a", encoding="utf-8")
             if sys.stderr.isatty():
                 self._start_progress(trainer)
 
@@ -165,8 +181,7 @@ def stopped_early(trainer: pl.Trainer) -> bool:
 
 def write_summary(run_dir: str, trainer: pl.Trainer, telemetry: Telemetry, extra: dict) -> None:
     """summary.json: final metrics, seconds per phase, tokens per second, peak memory over ranks, versions."""
-    peak = torch.tensor([peak_memory_gigabytes()], device="cuda")
-    torch.distributed.all_reduce(peak, op=torch.distributed.ReduceOp.MAX)
+    peak = peak_memory_over_ranks()
     if not is_rank_zero():
         return
     rows = read_metrics(run_dir)
@@ -181,7 +196,7 @@ def write_summary(run_dir: str, trainer: pl.Trainer, telemetry: Telemetry, extra
         "tokens_per_second": round(telemetry.tokens / max(telemetry.seconds["training"], 1e-9), 1),
         "ranks": trainer.world_size,
         "device_seconds": round(sum(telemetry.seconds.values()) * trainer.world_size, 3),
-        "peak_memory_gigabytes_per_rank": round(float(peak), 3),
+        "peak_memory_gigabytes_per_rank": round(peak, 3),
         "versions": package_versions(),
         **extra,
     }

@@ -19,7 +19,6 @@ from nemo_moslim.parallel.layout import (
     initialize,
     is_rank_zero,
     leave_process_group,
-    maximum_over_data_ranks,
     world_size,
 )
 from nemo_moslim.parallel.start_checks import check_policy
@@ -42,7 +41,7 @@ from nemo_moslim.training.remote_critic import RemoteCritic
 from nemo_moslim.training.rl_checkpoint import remove_unfinished, write_context
 from nemo_moslim.training.rl_loop import PolicyTraining
 from nemo_moslim.training.rloo import RLOO
-from nemo_moslim.training.telemetry import package_versions, peak_memory_gigabytes, read_metrics
+from nemo_moslim.training.telemetry import package_versions, peak_memory_over_ranks, read_metrics
 from nemo_moslim.training.trained_model import TrainedModel
 
 ALGORITHM_CLASSES = {"ppo": PPO, "rloo": RLOO, "online_dpo": OnlineDPO}
@@ -190,7 +189,7 @@ def open_trained_critic(config: PolicyTrainingConfig, tokenizer_folder: Path, ma
 
 def write_summary(config: PolicyTrainingConfig, training: PolicyTraining, finished: bool) -> None:
     """summary.json: last metrics, seconds per phase, rates, peak memory over ranks, versions."""
-    peak = maximum_over_data_ranks(torch.tensor([peak_memory_gigabytes()]))
+    peak = peak_memory_over_ranks()
     if not is_rank_zero():
         return
     rows = [row for row in read_metrics(config.run_dir) if row["step"]]
@@ -211,7 +210,7 @@ def write_summary(config: PolicyTrainingConfig, training: PolicyTraining, finish
         "tokens_per_second": round(sum(r["tokens"] for r in rows) / max(total, 1e-9), 1),
         "ranks": world_size(),
         "device_seconds": round(total * world_size(), 3),
-        "peak_memory_gigabytes_per_rank": round(float(peak), 3),
+        "peak_memory_gigabytes_per_rank": round(peak, 3),
         "versions": package_versions(),
     }
     write_atomically(Path(config.run_dir) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")

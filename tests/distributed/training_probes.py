@@ -79,7 +79,7 @@ def plan_fault(moment: str, step: int) -> None:
 
     from nemo_moslim.training import checkpoint, telemetry
 
-    if moment in ("collect", "prepare", "update", "policy checkpoint"):
+    if moment in ("collect", "prepare", "update", "policy checkpoint", "old checkpoints"):
         plan_policy_fault(moment, step)
         return
     if moment == "sigterm":
@@ -113,7 +113,8 @@ def plan_fault(moment: str, step: int) -> None:
 
 
 def plan_policy_fault(moment: str, step: int) -> None:
-    """SIGKILL of this process in a phase of a policy's step, or in the middle of writing its checkpoint."""
+    """SIGKILL of this process in a phase of a policy's step, in the middle of writing its checkpoint, or once it is
+    there and before the old ones are removed."""
     from nemo_moslim.rollout.collect import Collector
     from nemo_moslim.training import rl_checkpoint, rl_loop
     from nemo_moslim.training.trained_model import TrainedModel
@@ -137,6 +138,8 @@ def plan_policy_fault(moment: str, step: int) -> None:
         rl_loop.answer_kl = deadly(rl_loop.answer_kl, lambda *_: True)
     elif moment == "update":
         TrainedModel.update = deadly(TrainedModel.update, lambda *_: True)
+    elif moment == "old checkpoints":
+        rl_loop.remove_old_checkpoints = deadly(rl_loop.remove_old_checkpoints, lambda *_: True)
     else:
         rl_checkpoint.dist_checkpointing.save = deadly(rl_checkpoint.dist_checkpointing.save, lambda *_, **__: True)
 

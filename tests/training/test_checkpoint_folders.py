@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from nemo_moslim.run_folder import (
     resolve_checkpoint,
     step_of,
 )
-from nemo_moslim.training.telemetry import cut_metrics
+from nemo_moslim.training.telemetry import cut_metrics, read_metrics
 
 
 def make(run_dir, *names, parts=("weights", "context")):
@@ -79,9 +80,25 @@ def test_metrics_after_the_checkpoint_and_half_lines_are_cut(tmp_path):
     assert not (tmp_path / "none.jsonl").exists()
 
 
-def test_texts_with_other_ends_of_lines_stay_whole(tmp_path):
+def test_answers_may_hold_unicodes_line_separators(tmp_path):
     file = tmp_path / "samples.jsonl"
-    rows = [json.dumps({"step": s, "response": "a\u2028{b}\u2029c\u0085d"}, ensure_ascii=False) + "\n" for s in (1, 2)]
-    file.write_text("".join(rows), encoding="utf-8")
-    cut_metrics(file, 1)
-    assert file.read_text(encoding="utf-8") == rows[0]
+    rows = [json.dumps({"step": step, "response": "a\u2028b\u2029c\x85d}"}, ensure_ascii=False) for step in range(1, 4)]
+    cut_short = '{"step": 4, "response": "x}'
+    file.write_text("\n".join([*rows, cut_short]), encoding="utf-8")
+    cut_metrics(file, 2)
+    assert file.read_text(encoding="utf-8") == "".join(row + "\n" for row in rows[:2])
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, cut_short]), encoding="utf-8")
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_run_that_ends_before_its_first_step_has_no_metrics(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_metric_that_the_validation_rows_do_not_give_is_named(tmp_path):
+    from nemo_moslim.training.checkpoint import RunCheckpoint
+
+    trainer = SimpleNamespace(callback_metrics={"validation/loss": 1.0, "validation/score": 0.5, "grad_norm": 1.0})
+    callback = RunCheckpoint(str(tmp_path), 1, 1, 1, "accuracy/honesty")
+    with pytest.raises(ValueError, match="^trainer.monitor='accuracy/honesty': expected .* validation: loss, score$"):
+        callback._is_better(trainer)

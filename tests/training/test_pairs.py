@@ -124,8 +124,9 @@ def test_mistakes_are_told_in_one_line(runs, trainings, arguments, rating_dir, t
         ([*arguments, "loss=modpo", "weights={honesty:1}"], "its weight must be above 0"),
         ([*arguments, f"data={rating_dir}"], "chosen is missing"),
         ([*arguments, "beta=0"], "beta=0.0: expected a number above 0"),
+        ([*arguments, "precision=bf16", f"run_dir={runs}/dpo one rank"], "of other data, model.init or precision"),
     ]
-    arguments = [[*case, f"run_dir={tmp_path}/run"] for case, _ in cases]
+    arguments = [[f"run_dir={tmp_path}/run", *case] for case, _ in cases]
     job = trainings.run("call_with_errors", entry="train_dpo", cases=arguments)
     for (_, expected), found in zip(cases, job.results()[0], strict=True):
         assert found["code"] == 2 and expected in found["stderr"] and "Traceback" not in found["stderr"], found

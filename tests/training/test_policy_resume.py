@@ -55,7 +55,8 @@ def assert_same_run(run_dir, expected):
 
 
 @pytest.mark.parametrize(
-    ("moment", "count"), [("collect", 4), ("prepare", 5), ("update", 19), ("policy checkpoint", 3)]
+    ("moment", "count"),
+    [("collect", 4), ("prepare", 5), ("update", 19), ("policy checkpoint", 3), ("old checkpoints", 2)],
 )
 def test_a_kill_in_any_phase(moment, count, straight, trainings, arguments, tmp_path):
     command = [*arguments, f"run_dir={tmp_path}"]

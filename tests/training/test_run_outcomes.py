@@ -110,6 +110,7 @@ def refusals(trainings, reward_arguments, rating_dir, tokenizer_dir, sft_run, tm
         "missing": [argument for argument in command if not argument.startswith("data=")],
         "fp8": [*command, "precision=fp8"],
         "batch": [*command, "batch.global_size=18"],
+        "monitor": [*command, "trainer.monitor=acuracy"],
     }
     results = trainings.run("call_with_errors", entry="train_rm", cases=list(cases.values())).results()[0]
     return dict(zip(cases, results, strict=True))
@@ -132,6 +133,7 @@ def refusals(trainings, reward_arguments, rating_dir, tokenizer_dir, sft_run, tm
         ("missing", ["data is not set"]),
         ("fp8", ["precision=fp8", "precision=bf16"]),
         ("batch", ["18", "batch.global_size", "batch.micro_size"]),
+        ("monitor", ["trainer.monitor='acuracy'", "accuracy/honesty", "loss", "score"]),
     ],
 )
 def test_a_users_error_is_one_line_with_exit_code_2(refusals, name, words):

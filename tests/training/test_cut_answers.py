@@ -1,0 +1,93 @@
+"""`cut_answers=mask` by hand: answers that the length limit cut are not learnt from, and change nothing else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_moslim.batches import Rollout
+from nemo_moslim.policy_config import OnlineDPOConfig, PPOConfig, RLOOConfig
+
+FINISHED = np.array([True, False, True, True])
+LENGTHS = (2, 3, 1, 2)
+
+
+def rollout(rewards, finished=FINISHED, lengths=LENGTHS):
+    """Two answers to each prompt; the generator gave each token of row r the log-probability -1 - r / 10."""
+    rows = len(rewards)
+    return Rollout(
+        prompts=["p"] * rows,
+        preferences=[{}] * rows,
+        prompt_tokens=[np.array([9], dtype=np.int32)] * rows,
+        plain_prompt_tokens=[np.array([9], dtype=np.int32)] * rows,
+        answers=[np.full(length, 5, dtype=np.int32) for length in lengths],
+        texts=["a"] * rows,
+        finished=finished,
+        generator_logprobs=[np.full(n, -1 - r / 10, dtype=np.float32) for r, n in enumerate(lengths)],
+        groups=torch.arange(rows) // 2,
+        rewards=torch.tensor(rewards),
+        parts=torch.zeros(rows, 1),
+        obtained=torch.ones(rows, 1),
+        asked=torch.zeros(rows, 1),
+        probabilities=torch.zeros(rows, 2),
+        cut_for_scoring=0,
+    )
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The rollout's micro-batch on a single rank, as the loop makes it: the reference's log-probabilities are -2."""
+    from nemo_moslim.training import algorithm, ppo
+    from nemo_moslim.training.rl_batches import policy_batch, whole_answers, with_field
+
+    for module in (algorithm, ppo):
+        monkeypatch.setattr(module, "sum_over_data_ranks", lambda values: values)
+    made = rollout([1.0, 2.0, 3.0, 4.0])
+    batch = policy_batch(made, np.arange(4), FINISHED, pad_id=0, multiple=1)
+    (whole,) = whole_answers([batch], made)
+    assert whole.response_mask.sum(1).tolist() == list(LENGTHS)
+    old = torch.from_numpy(np.stack([np.full(3, -1 - r / 10, dtype=np.float32) for r in range(4)]))
+    return with_field(
+        [batch], old_logprobs=[old * batch.response_mask], ref_logprobs=[-2.0 * whole.response_mask.float()]
+    )
+
+
+def test_the_kl_controller_holds_the_mean_of_the_answers_that_count(batches):
+    from nemo_moslim.training.ppo import PPO
+
+    config = PPOConfig(
+        name="ppo", samples=2, epochs=1, kl_coef=0.1, kl_target=1.3, kl_horizon=100, clip_ratio=0.2, value_clip=None,
+        entropy_coef=0.0, gamma=1.0, gae_lambda=1.0, critic="value", critic_lr=1e-3, critic_reads_preferences=True,
+    )  # fmt: skip
+    ppo = PPO(config)
+    ppo.prepare(rollout([1.0, 2.0, 3.0, 4.0]), batches)
+    kl = (2 * 1.0 + 1 * 0.8 + 2 * 0.7) / 3  # 1.4, above the target; over all four rows it would be below
+    assert ppo.kl_coef == pytest.approx(0.1 * (1 + (kl / 1.3 - 1) * 3 / 100), rel=1e-6)
+
+
+def test_rloo_compares_with_a_cut_answers_reward_less_its_kl(batches):
+    from nemo_moslim.training.rloo import RLOO
+
+    rloo = RLOO(RLOOConfig(name="rloo", samples=2, epochs=1, kl_coef=0.5, clip_ratio=0.2, entropy_coef=0.0))
+    (prepared,), _ = rloo.prepare(rollout([1.0, 2.0, 3.0, 4.0]), batches)
+    shaped = [1.0 - 0.5 * 2.0, 2.0 - 0.5 * 3 * 0.9, 3.0 - 0.5 * 0.8, 4.0 - 0.5 * 1.4]
+    first, second = shaped[0] - shaped[1], shaped[2] - shaped[3]
+    expected = [[first, first, 0.0], [0.0] * 3, [second, 0.0, 0.0], [-second, -second, 0.0]]
+    torch.testing.assert_close(prepared.advantages, torch.tensor(expected))
+
+
+def test_online_dpo_pairs_the_finished_answers():
+    from nemo_moslim.training.online_dpo import OnlineDPO
+
+    finished = np.array([True, True, False, True, False, False, True, True, True])
+    made = rollout([2.0, 1.0, 9.0, 5.0, 6.0, 7.0, 3.0, 3.0, 3.0], finished, lengths=[1] * 9)
+    made = replace(made, groups=torch.arange(9) // 3)
+    algorithm = OnlineDPO(OnlineDPOConfig(name="online_dpo", samples=3, epochs=1, beta=0.1))
+    rows, counted, shares = algorithm.choose(made, finished)
+    assert rows.reshape(-1, 2)[0].tolist() == [0, 1] and rows.shape == (6,)  # row 2 is the best, and was cut
+    assert counted.tolist() == [True, True] + [False] * 7  # a lone finished answer; a tie
+    assert shares == {"tied_pairs": pytest.approx(1 / 3), "unpaired_prompts": pytest.approx(1 / 3)}
+    rows, counted, shares = algorithm.choose(made, np.ones(9, dtype=bool))
+    assert rows.tolist()[:4] == [2, 1, 5, 3] and np.flatnonzero(counted).tolist() == [1, 2, 3, 5]
+    assert shares["unpaired_prompts"] == 0.0
