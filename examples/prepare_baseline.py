@@ -5,7 +5,7 @@ python examples/evaluate.py task=score runs=[RM,RM] input=data/ratings output=da
 python examples/prepare_baseline.py task=modpo_pairs dimension=helpfulness input=data/scored output=data/modpo
 python examples/prepare_baseline.py task=ric_offline input=data/scored output=data/ric
 python examples/prepare_baseline.py task=ric_prompts input=data/prompts offline=data/ric output=data/ric-prompts
-python examples/prepare_baseline.py task=ric_online 'input=[scored_answers.jsonl]' offline=data/ric output=data/ric-online
+python examples/prepare_baseline.py task=ric_online 'input=[scored.jsonl]' offline=data/ric output=data/ric-online
 """
 
 from nemo_moslim.cli import hydra_main
