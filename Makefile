@@ -1,6 +1,12 @@
-# make quickstart   the whole method on the embedded world, on this machine's CPU
-# make test         the test suite
-# Both make .venv first (Python 3.11) and keep it while its inputs are unchanged.
+# make quickstart            the whole method on the embedded world, on this machine's CPU
+# make quickstart-full       the same with longer trainings
+# make test                  linters and the test suite; make lint, make format
+# make playground            a page to talk to a policy: POLICY=RUN REWARD=RUN
+# make real-reward-model     a reward model on your ratings: DATA=DIR RUN=DIR
+# make real-policy           a policy on your prompts: DATA=DIR RUN=DIR
+# make gpu-checks            what needs a GPU (docs/gpu.md)
+# make clean                 removes the environments; runs/ stays
+# All but gpu-checks make .venv first (Python 3.11) and keep it while its inputs are unchanged.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -15,7 +21,7 @@ SHELL_FILES := .ci/run $(wildcard examples/slurm/*.sh examples/slurm/*.sub) $(ad
 .PHONY: help install quickstart quickstart-full playground test lint format real-reward-model real-policy gpu-checks clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 install: $(READY)
 
@@ -29,7 +35,6 @@ $(READY): pyproject.toml setup.py constraints.txt
 quickstart: $(READY)
 	$(BIN)/python examples/quickstart.py
 
-# the same with longer trainings (conf/length/full.yaml)
 quickstart-full: $(READY)
 	$(BIN)/python examples/quickstart.py +length=full
 

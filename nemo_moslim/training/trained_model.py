@@ -155,7 +155,7 @@ def combined(names: Sequence[str], parts: list[Tensor]) -> dict[str, float]:
 class FrozenWeights:
     """The initial policy on the host: the reference, without a second copy on the device.
 
-    The current weights wait in host memory of their own. On a GPU both are pinned, so that copies run at the bus's speed.
+    The current weights wait in host memory of their own. On a GPU both are pinned, for copies at the bus's speed.
     """
 
     def __init__(self, module: torch.nn.Module):
