@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_rows import write_rows
 
-from nemo_moslim.evaluation.against_text_baseline import against_text_baseline
+from nemo_moslim.evaluation.against_text_baseline import compare_head, head_line
 from nemo_moslim.evaluation.baseline_text import row_text, text_baseline
 from nemo_moslim.evaluation.reward_accuracy import reward_metrics
 from nemo_moslim.preferences import Dimension, PreferenceSchema
@@ -72,19 +71,16 @@ def test_dialogues_are_read_message_by_message():
     assert text_baseline(train, validation, SCHEMA).shape == (60, 7)
 
 
-def test_a_head_without_labelled_rows_is_a_dash(tmp_path, capsys):
-    schema = {name: {"levels": levels, "score_range": [0, 1]} for name, levels in (("safe", 2), ("brief", 2))}
-    rows = [{"prompt": "p", "response": "ab"[i % 2] * 5, "labels": {"safe": 1 + i % 2}} for i in range(8)]
-    write_rows(tmp_path / "rows.jsonl", rows)
-    np.savez(tmp_path / "result.npz", rows=np.arange(8), probabilities=np.full((8, 4), 0.5))
-    config = SimpleNamespace(
-        train=f"{tmp_path}/rows.jsonl", data=f"{tmp_path}/rows.jsonl", result=f"{tmp_path}/result.json",
-        output=f"{tmp_path}/out.json", preferences=schema, bootstrap_samples=20,
-    )  # fmt: skip
-    against_text_baseline(config)
-    report = json.loads((tmp_path / "out.json").read_text())
-    assert report["safe"]["n"] == 8 and report["safe"]["baseline_accuracy"] == 1.0
-    brief = report["brief"]
-    assert brief.pop("n") == 0 and brief.pop("accuracy_gain") == brief.pop("macro_f1_gain")
-    assert brief and set(brief.values()) == {None}
-    assert "brief (n=0): accuracy - against - [-, -], majority -, of train -" in capsys.readouterr().out
+def test_a_head_without_labelled_rows_is_a_dash():
+    levels, nothing = np.array([1, 2, 2, 1]), np.zeros(4, dtype=int)
+    samples = SimpleNamespace(bootstrap_samples=20)
+    rated = compare_head(levels, levels, np.array([1, 1, 2, 1]), levels, 2, samples)
+    assert (rated["n"], rated["accuracy"], rated["baseline_accuracy"], rated["majority_train"]) == (4, 1.0, 0.75, 0.5)
+    assert "brief (n=4): accuracy 1.0000 against 0.7500 [+0.0000, +" in head_line("brief", rated)
+    only_here = compare_head(levels, levels, levels, nothing, 2, samples)
+    assert only_here["majority_train"] is None and "of train -; macro-F1 1.0000" in head_line("brief", only_here)
+    empty = compare_head(nothing, levels, levels, levels, 2, samples)
+    assert "brief (n=0): accuracy - against - [-, -], majority -, of train -; macro-F1 - against - [-, -]" == head_line(
+        "brief", empty
+    )
+    assert json.loads(json.dumps(empty, allow_nan=False))["macro_f1_gain"]["low"] is None
