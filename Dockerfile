@@ -21,6 +21,11 @@ LABEL org.opencontainers.image.title="nemo_moslim" \
 # --no-deps: torch, Transformer Engine, Apex and what else was built for the base's CUDA stay as they are
 RUN python -m pip install --no-cache-dir --no-deps nemo_toolkit==2.7.3 megatron-core==0.15.3
 
+# What the base may lack, with what they need in turn; nothing that the base has is moved
+RUN python -m pip list --format=freeze > /tmp/base.txt \
+    && python -m pip install --no-cache-dir --constraint /tmp/base.txt fastapi uvicorn prometheus_client moocore \
+    && rm /tmp/base.txt
+
 COPY . /opt/nemo_moslim
 WORKDIR /opt/nemo_moslim
 RUN python -m pip install --no-cache-dir --no-deps . \

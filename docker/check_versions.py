@@ -1,8 +1,8 @@
 """The last step of the image's build: does Python find the versions that this project needs? Exit code 1: it does not.
 
-Nothing is imported: Transformer Engine needs a driver for that, which a build has not. Packages that only differ from
-pyproject.toml are listed, since the base image's own set was built together; NeMo, megatron-core and Transformer Engine
-have to fit.
+Nothing is imported: Transformer Engine needs a driver for that, which a build has not. NeMo, megatron-core and
+Transformer Engine have to fit, and every package has to be there; others that only differ from pyproject.toml are
+listed, since the base image's own set was built together. The `serve` extra counts: the image runs the service too.
 """
 
 import importlib.metadata
@@ -44,11 +44,14 @@ def problems(
     """What makes the image useless, and what only differs from `requirements`: one line each."""
     fatal, different = [], []
     for requirement in map(Requirement, requirements):
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker and not requirement.marker.evaluate({"extra": "serve"}):
             continue
         version = installed(requirement.name)
         fits = version is not None and requirement.specifier.contains(version, prereleases=True)
         line = f"{requirement.name}: needs {requirement.specifier or 'any version'}, has {version or 'none'}"
+        if requirement.name not in FIXED and version is None:
+            fatal.append(f"{line}: install it in the Dockerfile, with the base's versions as constraints")
+            continue
         if requirement.name not in FIXED:
             different += [] if fits else [line]
             continue

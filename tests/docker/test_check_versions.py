@@ -9,8 +9,14 @@ spec = importlib.util.spec_from_file_location("check_versions", ROOT / "docker" 
 check_versions = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check_versions)
 
-REQUIREMENTS = ["nemo_toolkit[lightning]==2.7.3", "megatron-core==0.15.3", "numpy<2", "pytest; extra == 'test'"]
-GOOD = {"nemo_toolkit": "2.7.3", "megatron-core": "0.15.3", "numpy": "1.26.4", "transformer_engine": "2.9.0"}
+REQUIREMENTS = [
+    "nemo_toolkit[lightning]==2.7.3", "megatron-core==0.15.3", "numpy<2",
+    "fastapi; extra == 'serve'", "pytest; extra == 'test'",
+]  # fmt: skip
+GOOD = {
+    "nemo_toolkit": "2.7.3", "megatron-core": "0.15.3", "numpy": "1.26.4",
+    "fastapi": "0.120.0", "transformer_engine": "2.9.0",
+}  # fmt: skip
 FOUND = {"nemo": ("2.7.3", "/site/nemo"), "megatron.core": ("0.15.3", "/site/megatron/core")}
 
 
@@ -23,7 +29,7 @@ def test_an_image_that_fits_passes():
     assert problems() == ([], [])
 
 
-def test_other_packages_are_listed_and_extras_are_not_asked_for():
+def test_other_packages_are_listed_and_other_extras_are_not_asked_for():
     assert problems({"numpy": "2.1.0"}) == ([], ["numpy: needs <2, has 2.1.0"])
 
 
@@ -32,6 +38,8 @@ def test_other_packages_are_listed_and_extras_are_not_asked_for():
     [
         ({"megatron-core": "0.16.0"}, {}, ["megatron-core: needs ==0.15.3, has 0.16.0", "another BASE"]),
         ({"nemo_toolkit": None}, {}, ["nemo_toolkit: needs ==2.7.3, has none"]),
+        ({"numpy": None}, {}, ["numpy: needs <2, has none", "Dockerfile"]),
+        ({"fastapi": None}, {}, ["fastapi: needs any version, has none", "Dockerfile"]),
         ({}, {"megatron.core": ("0.15.0", "/opt/megatron-lm/megatron/core")},
          ["pip installed 0.15.3, but Python finds 0.15.0 in /opt/megatron-lm", "PYTHONPATH"]),
         ({"transformer_engine": None}, {}, ["transformer_engine: not installed", "NeMo container"]),
