@@ -25,7 +25,7 @@ from nemo_moslim.parallel.layout import (
 )
 from nemo_moslim.parallel.layout_checks import data_parallel_size
 from nemo_moslim.rollout.open_model import open_policy
-from nemo_moslim.rollout.score import forward_micro_batches, rank_batches
+from nemo_moslim.rollout.score import forward_micro_batches, micro_batches_per_pass, rank_batches
 from nemo_moslim.training.reference_cache import read_reference, reference_digest, write_reference
 from nemo_moslim.training.supervised import SupervisedSetup
 
@@ -97,7 +97,7 @@ def _computed(
     found = {}
     for split, dataset in datasets.items():
         values = torch.zeros(len(dataset), 2, device="cuda")
-        global_size = micro_size * data_parallel_size(config.parallel, world_size())
+        global_size = micro_size * micro_batches_per_pass() * data_parallel_size(config.parallel, world_size())
         for share, batches in rank_batches(dataset, global_size, micro_size):
             kept = forward_micro_batches(module, batches, collect, config.model.max_length, hidden_states_step)
             for pairs, part in zip(share, kept, strict=False):  # nothing is kept before the last stage
