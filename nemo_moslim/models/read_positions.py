@@ -40,12 +40,17 @@ def reading(model: torch.nn.Module, rows: Tensor, places: Tensor) -> Iterator[bo
 
     Yields False, and changes nothing, where that is not the last stage, or where it cannot be: with sequence
     parallelism (positions lie on other ranks), full recomputation (the layer runs again in the backward pass), FP8 (its
-    matrices need multiples of 16 rows) and experts (whose balance is measured over all tokens).
+    matrices need multiples of 16 rows), experts (whose balance is measured over all tokens), and a batch that is all
+    filler (kernels need not take matrices without rows).
     """
     core = core_model(model)
     config, layer = core.config, core.decoder.layers[-1]
-    early = core.post_process and not (
-        config.sequence_parallel or config.recompute_granularity == "full" or config.fp8 or config.num_moe_experts
+    early = (
+        core.post_process
+        and len(rows) > 0
+        and not (
+            config.sequence_parallel or config.recompute_granularity == "full" or config.fp8 or config.num_moe_experts
+        )
     )
     if not early:
         yield False
