@@ -15,9 +15,9 @@ def main(config):
     from nemo_moslim.stages import Recipe
 
     out = Path(config.output)
-    recipe = Recipe(out, stages=12)
+    recipe = Recipe(out, stages=13 if config.policy_first else 12)
     sft, ratings, prompts, tokenizer = (out / "data" / name for name in ("sft", "ratings", "prompts", "tokenizer"))
-    world = ("source=world", "seed=1")
+    world = ("source=world", "seed=1", *config.world)
     recipe.run("sft data", "prepare_data.py", "task=sft", *world, f"output={sft}", *config.sft_data)
     recipe.run("ratings", "prepare_data.py", "task=ratings", *world, f"output={ratings}", *config.ratings)
     recipe.run("prompts", "prepare_data.py", "task=prompts", *world, f"output={prompts}", *config.prompts)
@@ -29,8 +29,16 @@ def main(config):
                *config.reward, ranks=2)  # fmt: skip
     recipe.run("reward evaluation", "evaluate.py", "task=reward", f"run={out}/reward", f"data={ratings}/test.jsonl",
                f"output={out}/report/reward.json", ranks=2)  # fmt: skip
-    recipe.run("policy", "train_policy.py", f"policy={out}/sft", f"reward={out}/reward", f"data={prompts}",
-               f"run_dir={out}/policy", *config.policy, ranks=2)  # fmt: skip
+    policy = (
+        "train_policy.py",
+        f"policy={out}/sft",
+        f"reward={out}/reward",
+        f"data={prompts}",
+        f"run_dir={out}/policy",
+    )
+    if config.policy_first:
+        recipe.run("policy, first steps", *policy, *config.policy, *config.policy_first, ranks=2)
+    recipe.run("policy", *policy, *config.policy, ranks=2)
     recipe.run("control evaluation", "evaluate.py", "task=controllability", f"policy={out}/policy",
                f"reward={out}/reward", f"data={prompts}/test.jsonl", f"train={prompts}/train.jsonl",
                f"output={out}/report", ranks=2)  # fmt: skip
