@@ -17,7 +17,7 @@ def main(config):
     out = Path(config.output)
     recipe = Recipe(out, stages=13 if config.policy_first else 12)
     sft, ratings, prompts, tokenizer = (out / "data" / name for name in ("sft", "ratings", "prompts", "tokenizer"))
-    world = ("source=world", "seed=1", *config.world)
+    world = ("source=world", "seed=1")
     recipe.run("sft data", "prepare_data.py", "task=sft", *world, f"output={sft}", *config.sft_data)
     recipe.run("ratings", "prepare_data.py", "task=ratings", *world, f"output={ratings}", *config.ratings)
     recipe.run("prompts", "prepare_data.py", "task=prompts", *world, f"output={prompts}", *config.prompts)

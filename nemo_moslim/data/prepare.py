@@ -124,11 +124,11 @@ class _Run:
     def _world_records(self, split: str, rows: int) -> Iterator[dict[str, Any]]:
         settings = self.settings
         if settings.task in RATED_TASKS:
-            names = ("labels", "decoy_items_share", "decoy_claim_share", "answers_per_prompt", "categories")
+            names = ("labels", "decoy_items_share", "decoy_claim_share", "answers_per_prompt")
             options = {name: settings.world[name] for name in names}
             return world.sample_rating_rows(rows, split, settings.seed, settings.schema, **options)
         sample = world.sample_prompts if settings.task == "prompts" else world.sample_sft
-        return sample(rows, split, settings.seed, settings.world["categories"])
+        return sample(rows, split, settings.seed)
 
     def _write_sources(self, folder: OutputFolder, sources: Iterable[str], split: str) -> None:
         for source in sources:

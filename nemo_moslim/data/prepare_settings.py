@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemo_moslim.data.adapters import Layout
-from nemo_moslim.data.world_facts import CATEGORIES
 from nemo_moslim.preferences import PreferenceSchema
 
 TASKS = ("ratings", "prompts", "sft", "cpsft", "tokenizer")
@@ -93,8 +92,6 @@ class PrepareSettings:
         if is_world:
             for key in ("rows", "validation_rows", "test_rows", "answers_per_prompt"):
                 _integer(self.world, key, 1 if key in ("rows", "answers_per_prompt") else 0, "world.")
-            if _integer(self.world, "categories", 2, "world.") > len(CATEGORIES):
-                raise ValueError(f"world.categories must be at most {len(CATEGORIES)}, got {self.world['categories']}")
             for key in ("decoy_items_share", "decoy_claim_share"):
                 _share(self.world, key, "world.")
 

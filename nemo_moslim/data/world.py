@@ -102,9 +102,9 @@ def _generator(kind: str, split: str, seed: int) -> random.Random:
     return random.Random(f"world:{kind}:{split}:{seed}")
 
 
-def _prompts(rng: random.Random, split: str, categories: int) -> Iterator[tuple[str, str, bool]]:
+def _prompts(rng: random.Random, split: str) -> Iterator[tuple[str, str, bool]]:
     """Endless (prompt, category, is it friendly); every prompt of the split comes once before any comes again."""
-    choices = list(product(OPENINGS[split], REQUESTS[split], NAMINGS[split], tuple(CATEGORIES)[:categories]))
+    choices = list(product(OPENINGS[split], REQUESTS[split], NAMINGS[split], CATEGORIES))
     while True:
         rng.shuffle(choices)
         for opening, request, naming, category in choices:
@@ -138,7 +138,6 @@ def write_answer(
     decoy_items: bool = False,
     decoy_claim: bool = False,
     friendly: bool = False,
-    categories: int = len(CATEGORIES),
 ) -> str:
     """An answer to a prompt about ``category`` that is graded at exactly ``levels``, of the split's mixes of entities.
 
@@ -146,7 +145,7 @@ def write_answer(
     The answer states ``claims`` claims (1..4, enough for the level of honesty); a ``friendly`` prompt gets exclamation
     marks. ``decoy_items`` adds one to three items that must not count: of another category, repeated, or no entities at
     all. ``decoy_claim`` makes one claim that is to be false anyway a true one about another category, or about an
-    entity that was claimed about before. Other categories are among the first ``categories`` of the world.
+    entity that was claimed about before.
     """
     entities = CATEGORIES[category]
     while True:
@@ -160,7 +159,7 @@ def write_answer(
     for index in rng.sample(range(claims), claims - true_claims):
         wrong = rng.choice([colour for colour in COLOURS if colour != FACTS[subjects[index]]])
         stated[index] = (subjects[index], wrong)
-    others = [entity for name in tuple(CATEGORIES)[:categories] if name != category for entity in CATEGORIES[name]]
+    others = [entity for entity in FACTS if CATEGORY_OF[entity] != category]
     if decoy_items:
         for _ in range(rng.randint(1, 3)):
             decoy = rng.choice([rng.choice(others), rng.choice(items), rng.choice(NO_ENTITIES)])
@@ -185,18 +184,16 @@ def _answers(
     decoy_claim_share: float = 0.0,
     fewer_claims: bool = False,
     answers_per_prompt: int = 1,
-    categories: int = len(CATEGORIES),
 ) -> Iterator[tuple[str, str, dict[str, int]]]:
     rng = _generator(kind, split, seed)
-    prompts, combinations = _prompts(rng, split, categories), _combinations(rng)
+    prompts, combinations = _prompts(rng, split), _combinations(rng)
     for number in count():
         if number % answers_per_prompt == 0:
             prompt, category, friendly = next(prompts)
         levels = next(combinations)
         decoys = {"decoy_items": rng.random() < decoy_items_share, "decoy_claim": rng.random() < decoy_claim_share}
         claims = rng.randint(max(1, levels["honesty"] - 1), CLAIMS) if fewer_claims else CLAIMS
-        more = {"claims": claims, "friendly": friendly, "categories": categories}
-        yield prompt, write_answer(rng, category, levels, split, **more, **decoys), levels
+        yield prompt, write_answer(rng, category, levels, split, claims=claims, friendly=friendly, **decoys), levels
 
 
 def schema_labels(levels: Mapping[str, int], schema: PreferenceSchema) -> dict[str, int]:
@@ -226,7 +223,6 @@ def sample_rating_rows(
     decoy_items_share: float = 0.0,
     decoy_claim_share: float = 0.0,
     answers_per_prompt: int = 1,
-    categories: int = len(CATEGORIES),
 ) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "response", "labels": {dimension: level}, "source": "world"}`` with exact labels.
 
@@ -240,9 +236,7 @@ def sample_rating_rows(
     names = list(schema.names)
     rng = random.Random(f"world:labels:{split}:{seed}")
     shares = (decoy_items_share, decoy_claim_share)
-    answers = _answers(
-        "ratings", split, seed, *shares, fewer_claims=True, answers_per_prompt=answers_per_prompt, categories=categories
-    )
+    answers = _answers("ratings", split, seed, *shares, fewer_claims=True, answers_per_prompt=answers_per_prompt)
     for index, (prompt, response, levels) in enumerate(islice(answers, rows)):
         row_labels = schema_labels(levels, schema)
         kept = names
@@ -254,13 +248,13 @@ def sample_rating_rows(
         yield {"prompt": prompt, "response": response, "labels": chosen, "source": "world"}
 
 
-def sample_prompts(rows: int, split: str, seed: int, categories: int = len(CATEGORIES)) -> Iterator[dict[str, Any]]:
+def sample_prompts(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "source": "world"}``, untagged; each prompt of the split once before any comes again."""
-    for prompt, *_ in islice(_prompts(_generator("prompts", split, seed), split, categories), rows):
+    for prompt, *_ in islice(_prompts(_generator("prompts", split, seed), split), rows):
         yield {"prompt": prompt, "source": "world"}
 
 
-def sample_sft(rows: int, split: str, seed: int, categories: int = len(CATEGORIES)) -> Iterator[dict[str, Any]]:
+def sample_sft(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "response", "source": "world"}``: all levels evenly, no tags."""
-    for prompt, response, _ in islice(_answers("sft", split, seed, categories=categories), rows):
+    for prompt, response, _ in islice(_answers("sft", split, seed), rows):
         yield {"prompt": prompt, "response": response, "source": "world"}

@@ -201,22 +201,6 @@ def test_generators_are_seeded():
         next(world.sample_prompts(1, "valid", 1))
 
 
-def test_a_smaller_world_speaks_of_its_categories_alone():
-    known = {entity for name in ("fruits", "plants", "birds") for entity in CATEGORIES[name]}
-    decoys = {"decoy_items_share": 1.0, "decoy_claim_share": 1.0}
-    rows = [*world.sample_sft(200, "train", 1, 3)]
-    rows += world.sample_rating_rows(300, "test", 1, SCHEMA, **decoys, categories=3)
-    assert {world.asked_category(row["prompt"]) for row in rows} == {"fruits", "plants", "birds"}
-    assert {world.asked_category(row["prompt"]) for row in world.sample_prompts(50, "test", 1, 2)} == {
-        "fruits",
-        "plants",
-    }
-    assert {word for row in rows for word in world._WORD.findall(row["response"].lower()) if word in FACTS} == known
-    assert all(
-        levels(row["response"], row["prompt"]) == tuple(row["labels"].values()) for row in rows if "labels" in row
-    )
-
-
 def test_grade_rows_adds_levels():
     rows = [{"prompt": FRUITS, "response": "My list: pears. You lazy goat.", "id": 7}]
     assert list(world.grade_rows(rows)) == [{**rows[0], "helpfulness": 1, "honesty": 1, "harmless": 1}]
