@@ -41,6 +41,7 @@ class PairTrainingConfig(SupervisedConfig):
         require(not virtual, "parallel.virtual_pipeline", virtual, "null: pairs are not trained with it")
         context = self.parallel.context
         require(context == 1, "parallel.context", context, "1: pairs are not split along the sequence")
+        require(not self.batch.packing, "batch.packing", True, "false: the answers of a pair are not packed")
         expected = "weights for loss=modpo and null for loss=dpo"
         require((self.weights is not None) == (self.loss == "modpo"), "weights", self.weights, expected)
         if self.weights is not None:

@@ -13,6 +13,7 @@ CUT_ANSWERS = ("score", "mask")
 CRITICS = ("value", "levels", "service")
 RECOMPUTE = (None, "selective", "full")
 NORMALIZE = ("total", "active")
+KL_ANSWERS_PER_HORIZON = 5  # a step has fewer answers than that many horizons (functional/advantages.py: adapt_kl_coef)
 
 
 @dataclass
@@ -249,6 +250,10 @@ class PolicyTrainingConfig:
     def _check_batches(self):
         batch, samples = self.batch, self.algorithm.samples
         answers = batch.prompts * samples
+        if self.algorithm.name == "ppo" and self.algorithm.kl_target is not None:
+            least, horizon = answers // KL_ANSWERS_PER_HORIZON + 1, self.algorithm.kl_horizon
+            expected = f"{least} or more: a step has {answers} answers, and kl_coef has to keep its sign"
+            require(horizon >= least, "algorithm.kl_horizon", horizon, expected)
         if self.algorithm.name == "online_dpo":  # a pair per prompt
             answers = batch.prompts * 2
             require(batch.micro_size % 2 == 0, "batch.micro_size", batch.micro_size, "an even number (pairs)")

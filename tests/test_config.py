@@ -1,7 +1,9 @@
 import pytest
 
+from nemo_moslim.baseline_config import PairTrainingConfig
 from nemo_moslim.cli import compose_config
 from nemo_moslim.config import RewardModelTrainingConfig, SFTConfig, parse, to_plain
+from nemo_moslim.functional.advantages import adapt_kl_coef
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.serve_config import ServeConfig
 
@@ -80,6 +82,13 @@ def test_packed_rows_are_not_split_along_the_sequence():
         reward_config("batch.packing=true", "parallel.context=2")
 
 
+def test_pairs_are_not_packed():
+    pairs = ["run_dir=run", "data=data", "model.init=policy"]
+    assert parse(compose_config("train_dpo", pairs), PairTrainingConfig).beta == 0.1
+    with pytest.raises(ValueError, match="batch.packing=True: expected false: the answers of a pair"):
+        parse(compose_config("train_dpo", [*pairs, "batch.packing=true"]), PairTrainingConfig)
+
+
 def test_unknown_and_missing_keys_are_named():
     with pytest.raises(ValueError, match="unknown key 'trainer.steps'"):
         reward_config(add=("trainer.steps", 3))
@@ -123,6 +132,15 @@ def test_a_value_of_the_algorithm_is_checked_under_its_name():
             with pytest.raises(ValueError, match=rf"^algorithm\.{name}={value}\.0: expected null or a number above 0"):
                 policy_config("reward=q", "algorithm=ppo", f"algorithm.{name}={value}")
         assert getattr(policy_config("reward=q", "algorithm=ppo", f"algorithm.{name}=null").algorithm, name) is None
+
+
+def test_a_kl_horizon_too_short_for_a_step_is_refused_at_the_start():
+    step = ["reward=q", "algorithm=ppo", "batch.prompts=256", "algorithm.kl_target=6"]
+    assert policy_config(*step, "algorithm.kl_horizon=52").algorithm.kl_horizon == 52
+    assert adapt_kl_coef(0.1, 0.0, target=6.0, horizon=52, rows=256) > 0
+    with pytest.raises(ValueError, match=r"algorithm\.kl_horizon=51: expected 52 or more: a step has 256 answers"):
+        policy_config(*step, "algorithm.kl_horizon=51")
+    assert policy_config(*step, "algorithm.kl_target=null", "algorithm.kl_horizon=1").algorithm.kl_horizon == 1
 
 
 def policy_config(*overrides):
