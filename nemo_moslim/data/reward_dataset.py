@@ -115,17 +115,18 @@ def class_weights(counts: Tensor, levels: Sequence[int], kind: str, head_kind: s
     heads by the same of their number of labels (mean 1 over all labels), so that a rarely labelled head is not drowned.
 
     Raises:
-        ValueError: a class without a label (its weight would be infinite).
+        ValueError: a class, or a head, whose weight would be infinite since no row is labelled with it.
     """
     if kind == head_kind == "none":
         return None
-    if (counts == 0).any():
+    heads = counts.split(list(levels))
+    of_heads = torch.stack([head.sum() for head in heads])
+    if (kind != "none" and (counts == 0).any()) or (of_heads == 0).any():
         raise ValueError(
             f"class_weights={kind}, head_weights={head_kind}: a level has no training row (counts {counts.tolist()}); "
             "use class_weights=none head_weights=none, or fewer levels"
         )
-    heads = counts.split(list(levels))
-    per_head = _balanced(torch.stack([head.sum() for head in heads]), head_kind)
+    per_head = _balanced(of_heads, head_kind)
     return torch.cat([weight * _balanced(head, kind) for weight, head in zip(per_head, heads, strict=True)])
 
 

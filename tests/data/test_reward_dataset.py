@@ -95,3 +95,8 @@ def test_class_weights_of_an_empty_level_are_refused():
     assert class_weights(torch.tensor([1.0, 0.0]), [2], "none") is None
     with pytest.raises(ValueError, match="class_weights=inverse.*no training row.*class_weights=none"):
         class_weights(torch.tensor([1.0, 0.0]), [2], "inverse")
+    # weights of heads alone are finite as long as every head has a label
+    weights = class_weights(torch.tensor([3.0, 0.0, 0.0, 1.0]), [2, 2], "none", "inverse")
+    torch.testing.assert_close(weights, torch.tensor([2 / 3, 2 / 3, 2.0, 2.0]))
+    with pytest.raises(ValueError, match="head_weights=inverse: a level has no training row"):
+        class_weights(torch.tensor([3.0, 1.0, 0.0, 0.0]), [2, 2], "none", "inverse")
