@@ -168,7 +168,7 @@ class StatisticsConfig:
 
 @dataclass
 class SupervisedConfig:
-    """What train_sft and train_rm share."""
+    """What train_sft, train_rm and train_dpo share."""
 
     run_dir: str
     data: str

@@ -32,15 +32,11 @@ def load_tokenizer(folder: str | Path):
         raise ValueError(
             f"tokenizer={folder}: not a Hugging Face tokenizer folder ({str(error).splitlines()[0][:200]})"
         ) from None
-    remedies = {
-        "is_fast": "give a folder with tokenizer.json",
-        "chat_template": "add chat_template to tokenizer_config.json",
-        "eos_token": "set eos_token in tokenizer_config.json",
-        "pad_token": "set pad_token in tokenizer_config.json",
-    }
-    for attribute, remedy in remedies.items():
+    if not tokenizer.is_fast:
+        raise ValueError(f"tokenizer={folder}: it has no fast version: give a folder with tokenizer.json")
+    for attribute, verb in (("chat_template", "add"), ("eos_token", "set"), ("pad_token", "set")):
         if not getattr(tokenizer, attribute, None):
-            raise ValueError(f"tokenizer={folder}: it has no {attribute.removeprefix('is_')}: {remedy}")
+            raise ValueError(f"tokenizer={folder}: it has no {attribute}: {verb} {attribute} in tokenizer_config.json")
     return tokenizer
 
 

@@ -43,11 +43,11 @@ class EncodedRows:
 def shorten(
     prompt: list[int], response: list[int], max_length: int, long_rows: str
 ) -> tuple[list[int], list[int]] | None:
-    """Bring a row to `max_length` tokens as `batch.long_rows` says; None where it is dropped.
+    """Bring a row to `max_length` tokens as `long_rows` says; None where it is dropped.
 
-    cut_prompt drops tokens from the left of the prompt, and, where that is not enough, cut_response's rule follows;
-    cut_response drops tokens from the left of the response, so that its end and its EOS stay; a prompt over half of
-    max_length makes room first, down to that half.
+    cut_prompt drops tokens from the left of the prompt, down to a quarter of max_length, and, where that is not enough,
+    from the left of the response; cut_response drops tokens from the left of the response, so that its end and its EOS
+    stay; a prompt over half of max_length makes room first, down to that half.
 
     Raises:
         ValueError: the row is too long and long_rows is "raise".
@@ -57,8 +57,8 @@ def shorten(
         return prompt, response
     if long_rows == "raise":
         raise ValueError(
-            f"{len(prompt) + len(response)} tokens, over model.max_length={max_length}: raise it, or choose "
-            "batch.long_rows=drop|cut_prompt|cut_response"
+            f"{len(prompt) + len(response)} tokens, over the model's {max_length}: choose "
+            "long_rows=drop|cut_prompt|cut_response (in a training batch.long_rows, or a higher model.max_length)"
         )
     if long_rows == "drop":
         return None
@@ -103,7 +103,7 @@ def encode_rows(
             prompt_lengths.append(len(short[0]))
             kept.append(index)
     if not tokens:
-        raise ValueError(f"{origin}: no rows to use ({dropped} dropped as over model.max_length={max_length})")
+        raise ValueError(f"{origin}: no rows to use ({dropped} dropped as over the model's {max_length} tokens)")
     return EncodedRows(
         tokens=np.concatenate(tokens),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),

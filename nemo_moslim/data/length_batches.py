@@ -53,7 +53,7 @@ class TrainingBatches:
 
 
 def evaluation_batches(lengths: np.ndarray, global_size: int, micro_size: int) -> Iterator[np.ndarray]:
-    """Every row once, in order of length; the last global batch is filled up with -1.
+    """Every row once, in order of length; the first global batch, of the shortest, is filled up with -1.
 
     Yields int64 [global_size / micro_size, micro_size].
     """

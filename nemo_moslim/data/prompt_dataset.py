@@ -88,7 +88,8 @@ class PromptDataset:
             if len(tagged[index]) > max_tokens and long_prompts == "raise":
                 raise ValueError(
                     f"{place} has {len(tagged[index])} tokens, over the {max_tokens} that the model's length leaves "
-                    "beside generation.max_new_tokens: raise max_length, or choose long_prompts=drop|cut_left"
+                    "beside generation.max_new_tokens: lower that, or choose long_prompts=cut_left (train_policy.py: "
+                    "drop too, or a higher max_length)"
                 )
             if len(tagged[index]) > max_tokens and long_prompts == "drop":
                 continue

@@ -53,13 +53,13 @@ class CriticConfig(BackboneConfig):
 
 
 class CriticModel(SummedLossModel):
-    """NeMo model class of the critic, trained by `training/rl_loop.py` alone."""
+    """NeMo model class of the critic, which NeMo's Trainer never trains."""
 
     config: CriticConfig
     sums_size = 2
 
     def loss_terms(self, batch, output):
-        """Not used: PPO's value loss is in training/ppo.py."""
+        """Not used: what it learns is in training/critic.py."""
         raise NotImplementedError("the critic is trained by PPO, not by NeMo's Trainer")
 
     def metrics(self, sums):

@@ -1,6 +1,6 @@
 """Norm, gated activation and rotary embedding in few passes over memory, forward and backward; torch only.
 
-What autograd makes of the plain formulas writes every intermediate result (docs/performance.md has the figures).
+What autograd makes of the plain formulas writes every intermediate result.
 
 Shapes: S sequence, B batch, N heads, D head size, H hidden, F size of the feed-forward layer.
 """

@@ -16,7 +16,7 @@ from nemo_moslim.policy_config import PolicyTrainingConfig
 
 
 def check_supervised(config: SupervisedConfig, architecture: Architecture, ranks: int, platform: Platform) -> None:
-    """train_sft and train_rm.
+    """train_sft, train_rm and train_dpo.
 
     Raises:
         ValueError: what cannot run, with the reason and the nearest setting that can.

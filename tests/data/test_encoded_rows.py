@@ -26,7 +26,7 @@ def test_shorten_by_hand(max_length, long_rows, expected):
 
 def test_shorten_drops_and_refuses():
     assert shorten(PROMPT, ANSWER, 15, "drop") is None
-    with pytest.raises(ValueError, match="16 tokens, over model.max_length=15.*batch.long_rows=drop"):
+    with pytest.raises(ValueError, match="16 tokens, over the model's 15: choose long_rows=drop.*batch.long_rows"):
         shorten(PROMPT, ANSWER, 15, "raise")
 
 
@@ -69,7 +69,7 @@ def test_dropped_and_cut_rows_are_counted(encoder):
 
 
 def test_too_long_rows_name_file_and_row(encoder):
-    with pytest.raises(ValueError, match="train.jsonl: row 2 has .* tokens, over model.max_length=64"):
+    with pytest.raises(ValueError, match="train.jsonl: row 2 has .* tokens, over the model's 64:"):
         encode_rows(ROWS, encoder, 64, "raise", "train.jsonl")
     with pytest.raises(ValueError, match="train.jsonl: no rows to use \\(3 dropped"):
         encode_rows(ROWS, encoder, 4, "drop", "train.jsonl")
