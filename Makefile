@@ -1,3 +1,4 @@
+# make install               the environment alone, in .venv
 # make quickstart            the whole method on the embedded world, on this machine's CPU
 # make quickstart-full       the same with longer trainings
 # make test                  linters and the test suite; make lint, make format
@@ -6,7 +7,7 @@
 # make real-policy           a policy on your prompts: DATA=DIR RUN=DIR
 # make gpu-checks            what needs a GPU (docs/gpu.md)
 # make clean                 removes the environments; runs/ stays
-# All but gpu-checks make .venv first (Python 3.11) and keep it while its inputs are unchanged.
+# All but gpu-checks and clean make .venv first (Python 3.11) and keep it while its inputs are unchanged.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -21,7 +22,7 @@ SHELL_FILES := .ci/run $(wildcard examples/slurm/*.sh examples/slurm/*.sub) $(ad
 .PHONY: help install quickstart quickstart-full playground test lint format real-reward-model real-policy gpu-checks clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 install: $(READY)
 
