@@ -13,6 +13,7 @@ from nemo_moslim.evaluation.bootstrap import paired_bootstrap, paired_bootstrap_
 from nemo_moslim.evaluation.reward_accuracy import confusion_matrix, hard_labels, macro_f1, predicted_levels
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.preferences import PreferenceSchema
+from nemo_moslim.run_folder import write_atomically
 
 SEED = 1
 
@@ -52,7 +53,7 @@ def against_text_baseline(config: EvaluateConfig) -> None:
     }
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_atomically(output, json.dumps(report, indent=2, allow_nan=False) + "\n")
     for name, head in report.items():
         print(head_line(name, head))
 

@@ -15,6 +15,7 @@ from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
 from nemo_moslim.rollout.open_model import open_reward_model
 from nemo_moslim.rollout.score import score_rows
+from nemo_moslim.run_folder import write_atomically
 
 TOKEN_MULTIPLE = 8
 
@@ -66,7 +67,7 @@ def write_report(metrics: dict, schema, config: EvaluateConfig) -> None:
     """The JSON file, two plots beside it, and a table on the terminal."""
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_atomically(output, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     if config.plots:
         name = Path(config.run).name
         save_confusion_plot(metrics, schema, output.with_name(output.stem + "_confusion.png"), f"{name}: confusion")

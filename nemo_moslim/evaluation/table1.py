@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nemo_moslim.evaluation.plots import table1_csv, table1_markdown
 from nemo_moslim.evaluation_config import EvaluateConfig
+from nemo_moslim.run_folder import write_atomically
 
 
 def write_table1(config: EvaluateConfig) -> None:
@@ -32,6 +33,6 @@ def write_table1(config: EvaluateConfig) -> None:
         )
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(table1_markdown(rows))
-    output.with_suffix(".csv").write_text(table1_csv(rows))
+    write_atomically(output, table1_markdown(rows))
+    write_atomically(output.with_suffix(".csv"), table1_csv(rows))
     print(output.read_text(), end="")
