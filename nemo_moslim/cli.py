@@ -187,7 +187,7 @@ def _missing_choice(error: Any) -> str:
 
 
 def help_text(config_name: str, function: Callable[[Any], Any]) -> str:
-    """Usage, the entry point's docstring, the choices of each config group, and the commented yaml."""
+    """Usage, docstring, the choices of each config group, and the commented yaml, shared settings included."""
     folder = config_dir()
     program = os.path.relpath(sys.argv[0]) if sys.argv[0] else config_name
     module = sys.modules.get(function.__module__)
@@ -198,6 +198,10 @@ def help_text(config_name: str, function: Callable[[Any], Any]) -> str:
         if re.search(rf"^\s*-\s*(optional\s+)?{re.escape(group.name)}:", yaml_text, re.MULTILINE):
             groups.append(f"  {group.name}={'|'.join(sorted(path.stem for path in group.glob('*.yaml')))}")
     choices = "\nChoices:\n" + "\n".join(groups) + "\n" if groups else ""
+    for name in re.findall(r"^ *- (\w+)$", yaml_text, re.MULTILINE):
+        shared = folder / f"{name}.yaml"  # a file of the defaults list; _self_ is none
+        if shared.is_file():
+            yaml_text += f"\n\nand of conf/{name}.yaml:\n\n{shared.read_text(encoding='utf-8').rstrip()}"
     return (
         f"usage: python {program} key=value …   [--cfg: print the settings] [--traceback: full errors]\n\n"
         f"{about}\n{choices}\nSettings and their defaults (conf/{config_name}.yaml):\n\n{yaml_text}\n"

@@ -127,6 +127,14 @@ def test_cfg_prints_the_settings(capsys):
     assert "seed: 9" in capsys.readouterr().out
 
 
+def test_help_shows_the_settings_that_several_commands_share(capsys):
+    hydra_main("train_rm")(lambda config: 1)(["--help"])
+    shown = capsys.readouterr().out
+    assert "loss: per_head" in shown and "conf/supervised.yaml" in shown and "long_rows: raise" in shown
+    hydra_main("train_policy")(lambda config: 1)(["--help"])
+    assert "and of conf/" not in capsys.readouterr().out
+
+
 def test_help_is_quick_and_writes_nothing(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     seconds = []
