@@ -287,7 +287,7 @@ def early_stopping(trainer) -> list[pl.Callback]:
     if trainer.early_stop_patience is None:
         return []
     mode = "min" if trainer.monitor == "loss" else "max"
-    stopping = pl.callbacks.EarlyStopping(
+    stopping = PatientStopping(
         monitor=f"validation/{trainer.monitor}",
         patience=trainer.early_stop_patience,
         mode=mode,
@@ -295,6 +295,17 @@ def early_stopping(trainer) -> list[pl.Callback]:
         strict=False,  # RunCheckpoint tells of a metric that is not there
     )
     return [stopping]
+
+
+class PatientStopping(pl.callbacks.EarlyStopping):
+    """Lightning's, for runs that are started again: one whose patience is spent stays ended, a new patience counts."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class StepSeed(pl.Callback):

@@ -31,6 +31,13 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(trainings, reward_arg
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["finished"] and summary["steps"] == 6
 
+    trainings.train("train_rm", *command)  # the same command again: what is ended stays ended
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(1, 7))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["finished"] and summary["steps"] == 6
+    trainings.train("train_rm", *command[:-1], "trainer.early_stop_patience=3")
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(1, 9))
+
 
 def test_tensorboard_and_wandb_get_what_metrics_jsonl_gets(trainings, reward_arguments, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -126,7 +133,7 @@ def refusals(trainings, reward_arguments, rating_dir, tokenizer_dir, sft_run, tm
         ("no tokenizer", ["tokenizer is not set", "tokenizer=DIR"]),
         ("not a tokenizer", ["tokenizer=", "not a Hugging Face tokenizer folder"]),
         ("not a model", ["model.init=", "neither a run directory"]),
-        ("long row", ["train.jsonl", "row 1", "model.max_length=64", "batch.long_rows"]),
+        ("long row", ["train.jsonl", "row 1", "over the model's 64", "batch.long_rows", "model.max_length"]),
         ("unknown key", ["trainer.max_step", "trainer.max_steps"]),
         ("wrong type", ["trainer.max_steps", "many"]),
         ("out of range", ["model.hidden_dropout=1.5", "[0, 1)"]),
