@@ -1,0 +1,47 @@
+"""The settings that recipes hand to their commands are accepted by these, on the two ranks that they start."""
+
+import pytest
+
+from nemo_moslim.cli import compose_config
+from nemo_moslim.config import RewardModelTrainingConfig, SFTConfig, parse
+from nemo_moslim.parallel.layout_checks import check_batch, check_policy_batch
+from nemo_moslim.policy_config import PolicyTrainingConfig
+
+RANKS = 2
+REQUIRED = ["run_dir=run", "data=data"]
+
+
+def check_policy_settings(settings):
+    config = parse(compose_config("train_policy", [*REQUIRED, "policy=p", "reward=r", *settings]), PolicyTrainingConfig)
+    check_policy_batch(config.batch.prompts, config.batch.mini_size, config.batch.micro_size, RANKS)
+
+
+def check_supervised_settings(command, checked, settings):
+    config = parse(compose_config(command, [*REQUIRED, "tokenizer=t", *settings]), checked)
+    check_batch(config.parallel, config.batch.global_size, config.batch.micro_size, RANKS)
+
+
+@pytest.mark.parametrize("overrides", [[], ["+length=full"]])
+def test_quickstart(overrides):
+    recipe = compose_config("quickstart", overrides)
+    check_supervised_settings("train_sft", SFTConfig, recipe.sft)
+    check_supervised_settings("train_rm", RewardModelTrainingConfig, recipe.reward)
+    check_policy_settings(recipe.policy)
+    check_policy_settings([*recipe.policy, *recipe.policy_first])
+
+
+@pytest.mark.parametrize("runs", ["algorithms", "ablations"])
+def test_policy_table(runs):
+    recipe = compose_config("policy_table", [f"policy_runs={runs}"], open_keys=("rewards", "runs"))
+    for settings in recipe.rewards.values():
+        check_supervised_settings("train_rm", RewardModelTrainingConfig, [*recipe.reward, *settings])
+    for run in recipe.runs.values():
+        check_policy_settings([*recipe.policy, *run.settings])
+        check_policy_settings([*recipe.policy, *run.settings, *run.get("first", [])])
+
+
+def test_real_data():
+    check_supervised_settings("train_rm", RewardModelTrainingConfig, compose_config("real_reward_model").reward)
+    recipe = compose_config("real_policy")
+    check_supervised_settings("train_sft", SFTConfig, recipe.sft)
+    check_policy_settings(recipe.policy)
