@@ -119,3 +119,20 @@ def prompts_of_step(rows: int, step: int, per_step: int, seed: int) -> np.ndarra
     first, last = start // rows, (start + per_step - 1) // rows
     epochs = [np.random.default_rng([seed, epoch]).permutation(rows) for epoch in range(first, last + 1)]
     return np.concatenate(epochs)[start - first * rows :][:per_step]
+
+
+def check_asked(rows: Sequence[dict], schema: PreferenceSchema, trained: PreferenceSchema) -> None:
+    """Rows {"prompt", "preferences"} ask, by `schema`, only for what a policy was `trained` to follow.
+
+    Raises:
+        ValueError: a dimension that it does not follow, or on another number of levels.
+    """
+    known = {dimension.name: dimension.levels for dimension in trained.dimensions}
+    for name in sorted({name for row in rows for name in row["preferences"]}):
+        levels = schema.dimension(name).levels
+        if known.get(name) != levels:
+            follows = ", ".join(f"{other} in {count} levels" for other, count in known.items())
+            raise ValueError(
+                f"preferences: prompts ask for {name} in {levels} levels, and the policy was trained to follow "
+                f"{follows}: give the preferences= of its training"
+            )

@@ -7,7 +7,7 @@ import numpy as np
 
 from nemo_moslim.config import GenerationConfig, ParallelConfig
 from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
-from nemo_moslim.data.prompt_dataset import PromptDataset
+from nemo_moslim.data.prompt_dataset import PromptDataset, check_asked
 from nemo_moslim.models.policy import PolicyModel
 from nemo_moslim.parallel.layout import data_parallel_place, gather_over_data_ranks
 from nemo_moslim.preferences import PreferenceSchema
@@ -49,6 +49,8 @@ class Answerer:
         Raises:
             ValueError: no room for a prompt beside generation.max_new_tokens.
         """
+        asked = model.config.asked
+        self.asked = None if asked is None else PreferenceSchema.from_dict(asked)
         self.max_length = model.config.seq_length
         self.encoder = ChatEncoder(load_tokenizer(tokenizer))
         self.room = self.max_length - generation.max_new_tokens
@@ -76,8 +78,11 @@ class Answerer:
             numbers: see `answers_over_ranks`.
 
         Raises:
-            ValueError: a prompt too long for the policy (with long_prompts="raise").
+            ValueError: a prompt too long for the policy (with long_prompts="raise"), or a dimension that it was trained
+                to follow on another scale, or not at all.
         """
+        if self.asked is not None:
+            check_asked(rows, schema, self.asked)
         data = PromptDataset.build(rows, schema, self.encoder, self.room, long_prompts, origin)
         made = answers_over_ranks(self.generator, data.tokens, (seed,), 1, numbers)
         decode = self.encoder.tokenizer.decode

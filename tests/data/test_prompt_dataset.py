@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from nemo_moslim.data.prompt_dataset import PromptDataset, fit_left, prompts_of_step, shorten_left, tag_prompt
+from nemo_moslim.data.prompt_dataset import (
+    PromptDataset,
+    check_asked,
+    fit_left,
+    prompts_of_step,
+    shorten_left,
+    tag_prompt,
+)
 from nemo_moslim.preferences import Dimension, PreferenceSchema
 
 SCHEMA = PreferenceSchema((Dimension("helpfulness", 5, (1, 5)), Dimension("harmless", 2, (1, 2))))
@@ -74,3 +81,13 @@ def test_steps_deal_every_prompt_once_per_epoch():
     assert dealt[0].tolist() != dealt[5].tolist()
     assert (prompts_of_step(10, 7, 4, seed=1) == dealt[7]).all()
     assert len(prompts_of_step(3, 0, 8, seed=1)) == 8  # fewer prompts than a step takes
+
+
+def test_a_policy_is_asked_for_what_it_was_trained_to_follow():
+    check_asked(rows("p", preferences={"helpfulness": 5}) + rows("p"), SCHEMA, SCHEMA)
+    two = PreferenceSchema((Dimension("helpfulness", 2, (1, 5)),))
+    check_asked(rows("p", preferences={"helpfulness": 1}), two, two)
+    with pytest.raises(ValueError, match="helpfulness in 5 levels, and the policy .* helpfulness in 2 levels: give"):
+        check_asked(rows("p", preferences={"helpfulness": 5}), SCHEMA, two)
+    with pytest.raises(ValueError, match="harmless in 2 levels"):
+        check_asked(rows("p", preferences={"harmless": 1}), SCHEMA, two)
