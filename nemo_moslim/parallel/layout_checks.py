@@ -12,7 +12,7 @@ from nemo_moslim.config import ParallelConfig
 Architecture = Mapping[str, int | None]
 
 FP8_MULTIPLE = 16  # of every dimension of a matrix product in FP8; transformer_engine/pytorch/utils.py
-FP8_BLOCK = 128  # values that share a scale with fp8_recipe=blockwise; transformer_engine/pytorch/tensor/float8_blockwise_tensor.py
+FP8_BLOCK = 128  # values that share a scale with fp8_recipe=blockwise; float8_blockwise_tensor.py beside that file
 
 
 def divisors(number: int) -> list[int]:

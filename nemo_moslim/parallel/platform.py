@@ -90,7 +90,8 @@ def check_precision(
     if recipe == "blockwise" and parallel.sequence and hidden % FP8_BLOCK:
         raise ValueError(
             f"fp8_recipe=blockwise gathers whole blocks of {FP8_BLOCK} values over the tensor-parallel ranks, and "
-            f"hidden_size={hidden} is no multiple of it: use parallel.sequence=false, or fp8_recipe=tensorwise or delayed"
+            f"hidden_size={hidden} is no multiple of it: use parallel.sequence=false, or fp8_recipe=tensorwise or "
+            "delayed"
         )
 
 
