@@ -36,7 +36,7 @@ class WeightedScorer:
 
     def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, int]:
         """Expected levels fp32 [R, N] in [0, 1], most likely levels int64 [R, N], probabilities fp32 [R, C], and rows
-        that lost text; on every rank.
+        that lost text; on every rank, on the host.
 
         Every rank passes all rows.
         """
@@ -44,6 +44,7 @@ class WeightedScorer:
         for model in self.models:
             levels = [dimension.levels for dimension in model.schema.dimensions]
             p, too_long = model.probabilities(prompts, responses)
+            p = p.cpu()  # where those of a service are
             shortened |= too_long
             scores.append(expected_levels(p, levels))
             obtained.append(most_likely_levels(p, levels))
@@ -55,7 +56,7 @@ class WeightedScorer:
     ) -> Scores:
         """See `Scorer`."""
         scores, obtained, probabilities, cut = self.scores(prompts, responses)
-        rewards, parts = weighted_sum(scores, self.weights.to(scores.device))
+        rewards, parts = weighted_sum(scores, self.weights)
         return Scores(rewards, parts, obtained, probabilities, cut)
 
 
