@@ -399,8 +399,11 @@ def throughput(settings: list[str], memory: int) -> dict:
     return {
         "rows": rows,
         "lines": [rates.as_line({**row, "mfu": 0.5}) for row in rows],
-        "layers": [rates.layers_that_fit(seven_billion.shape, tokens, memory) for tokens in (4096, 8192, 16384)],
-        "all": rates.layers_that_fit(config.shape, 16, memory),
+        "layers": [
+            rates.layers_that_fit(seven_billion.shape, tokens, memory, "bf16") for tokens in (4096, 8192, 16384)
+        ],
+        "fp8_layers": rates.layers_that_fit(seven_billion.shape, 4096, memory, "fp8 delayed"),
+        "all": rates.layers_that_fit(config.shape, 16, memory, "bf16"),
         "activations": rates.activation_bytes(config.shape),
     }
 
