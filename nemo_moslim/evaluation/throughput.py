@@ -34,6 +34,7 @@ from nemo_moslim.training.telemetry import peak_memory_gigabytes
 from nemo_moslim.training.trained_model import TrainedModel
 
 TRAINED_BYTES = 18  # a weight in bf16, its gradient, master copy and two moments in fp32
+FP8_BYTES = 2  # a layer's weight in FP8, plain and transposed, which Transformer Engine keeps
 MEMORY_SHARE = 0.88  # of the device's memory; the rest is for work space and fragments
 
 
@@ -62,7 +63,7 @@ def measure_training(config: GPUChecksConfig, precision: str) -> dict:
     """A step of the reward model: forward, backward, gradient norm, optimizer."""
     sizes, settings = asdict(config.shape), config.training
     tokens = settings.micro_size * settings.sequence_length
-    layers = settings.layers or layers_that_fit(config.shape, tokens, device_memory())
+    layers = settings.layers or layers_that_fit(config.shape, tokens, device_memory(), precision)
     sizes["num_layers"] = layers
     model_config = RewardModelConfig(
         **sizes, seq_length=settings.sequence_length, preferences=to_plain(config.preferences)
@@ -80,11 +81,10 @@ def measure_training(config: GPUChecksConfig, precision: str) -> dict:
 
     seconds = timed(step, config)
     rows = settings.micro_size * settings.micro_batches
-    outputs = sum(model_config.levels)
-    return result(
-        "reward-model training", precision, layers, seconds, rows * settings.sequence_length,
-        rows * training_flops(sizes, settings.sequence_length, outputs),
-    )  # fmt: skip
+    flops = training_flops(sizes, settings.sequence_length, sum(model_config.levels))
+    if precision == "bf16":  # with FP8 it runs at every position
+        flops -= 3 * feed_forward_flops(sizes, settings.sequence_length - 1)
+    return result("reward-model training", precision, layers, seconds, rows * settings.sequence_length, rows * flops)
 
 
 def measure_logprobs(config: GPUChecksConfig) -> dict:
@@ -103,7 +103,8 @@ def measure_logprobs(config: GPUChecksConfig) -> dict:
     seconds = timed(run, config)
     rows = settings.micro_size * settings.micro_batches
     head = 2 * sizes["hidden_size"] * sizes["vocab_size"] * settings.answer_length
-    flops = rows * (forward_flops(sizes, length, 0) + head)
+    unread = feed_forward_flops(sizes, settings.prompt_length)
+    flops = rows * (forward_flops(sizes, length, 0) - unread + head)
     return result("log-probabilities", "bf16", sizes["num_layers"], seconds, rows * length, flops)
 
 
@@ -173,20 +174,28 @@ def result(what: str, precision: str, layers: int, seconds: float, tokens: int, 
     }
 
 
+def feed_forward_flops(sizes: dict, positions: int) -> int:
+    """Operations of one layer's feed-forward: the last one leaves out what is not read (models/read_positions.py)."""
+    return 2 * 3 * sizes["hidden_size"] * sizes["ffn_hidden_size"] * positions
+
+
 def device_memory() -> int:
     """Bytes of the device."""
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def layers_that_fit(shape: ShapeConfig, tokens: int, memory: int) -> int:
+def layers_that_fit(shape: ShapeConfig, tokens: int, memory: int, precision: str) -> int:
     """Layers that can be trained without recomputation beside the embedding, with `tokens` in a micro-batch.
+
+    Activations count as in bf16 with every precision.
 
     Raises:
         ValueError: not even one.
     """
     sizes = asdict(shape)
     room = MEMORY_SHARE * memory - TRAINED_BYTES * shape.vocab_size * shape.hidden_size
-    layers = int(room // (TRAINED_BYTES * layer_weights(sizes) + activation_bytes(shape) * tokens))
+    weight = TRAINED_BYTES + (0 if precision == "bf16" else FP8_BYTES)
+    layers = int(room // (weight * layer_weights(sizes) + activation_bytes(shape) * tokens))
     if layers < 1:
         raise ValueError(
             f"training: no layer of hidden_size={shape.hidden_size} fits into {memory / 2**30:.0f} GiB beside the "

@@ -155,7 +155,8 @@ def _default_extra_state(state_dict: dict[str, Any], prefix: str, *_unused: Any)
 class SDPACoreAttention(MegatronModule):
     """Core attention on `torch.nn.functional.scaled_dot_product_attention`: fused, without an S x S score matrix.
 
-    A drop-in for megatron-core's `DotProductAttention`; grouped queries are not repeated in memory. Masks:
+    A drop-in for megatron-core's `DotProductAttention`; grouped keys and values are repeated in memory under a mask
+    alone. Masks:
 
     - None, with a causal attention type: query i of Sq attends to keys 0..Sk-Sq+i. That is plain causal attention in
       training and prefill, and the right thing in a decoding step (Sq = 1) or a step of several tokens on a KV cache.
@@ -214,6 +215,8 @@ class SDPACoreAttention(MegatronModule):
         # With a KV cache megatron-core passes no_mask; a decoder that was built causal stays so.
         causal = self.attn_mask_type in _CAUSAL or attn_mask_type in _CAUSAL
         allowed, is_causal = _allowed_keys(attention_mask, sq, key.size(0), causal, query.device)
+        if allowed is not None and key.size(2) != heads:  # else CUDA may hold all scores: its kernel for masks is older
+            key, value = (x.repeat_interleave(heads // x.size(2), dim=2) for x in (key, value))
         dropout = self.dropout if self.training else 0.0
         with self._dropout_rng(dropout):
             context = functional.scaled_dot_product_attention(

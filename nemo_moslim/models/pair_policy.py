@@ -1,6 +1,6 @@
 """A policy that learns from preference pairs: DPO and MODPO on NeMo's Trainer.
 
-Shapes: P pairs, B = 2 P rows, S sequence positions, H hidden size.
+Shapes: P pairs, B = 2 P rows, M answer tokens, H hidden size.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,17 @@ from nemo_moslim.batches import PairBatch
 from nemo_moslim.functional.preference_losses import modpo_loss
 from nemo_moslim.models.backbone import for_every_family
 from nemo_moslim.models.policy import PolicyConfig, answer_logprobs, hidden_states_step
+from nemo_moslim.models.read_positions import core_model
 from nemo_moslim.models.summed_loss import SummedLossModel
 
 
 def pair_step(model: torch.nn.Module, batch: PairBatch) -> Tensor:
-    """NeMo's forward step: final hidden states [S (or its share), B, H] on the last pipeline stage."""
-    return hidden_states_step(model.module, batch)
+    """NeMo's forward step: final hidden states [M, H] on the last pipeline stage, see `hidden_states_step`.
+
+    megatron-core's own model is called: the wrapper of bf16 around it would answer in fp32, and these states are going
+    to be multiplied by the vocabulary layer's bf16 weights.
+    """
+    return hidden_states_step(core_model(model), batch)
 
 
 @for_every_family

@@ -11,12 +11,13 @@ import contextlib
 import functools
 import resource
 import sys
-import time
 import types
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
+
+from nemo_moslim.parallel.cpu_streams import Event, Stream
 
 _PATCHES: dict[str, Callable[[], None]] = {}
 _enabled = False
@@ -229,60 +230,12 @@ def _patch_tensor_type() -> None:
     torch.cuda.LongTensor = torch.LongTensor
 
 
-class _Stream:
-    """A stream of a device that runs everything at once: waiting is done before it begins."""
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        pass
-
-    def wait_stream(self, _stream: Any) -> None:
-        pass
-
-    def wait_event(self, _event: Any) -> None:
-        pass
-
-    def record_event(self, event: Any = None) -> Any:
-        event = event or _Event()
-        event.record()
-        return event
-
-    def synchronize(self) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-    def __enter__(self) -> "_Stream":
-        return self
-
-    def __exit__(self, *_exception: Any) -> None:
-        pass
-
-
-class _Event(_Stream):
-    """A point in time; `elapsed_time` answers in milliseconds, as CUDA's does."""
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        self.recorded: float | None = None
-
-    def record(self, _stream: Any = None) -> None:
-        self.recorded = time.perf_counter()
-
-    def wait(self, _stream: Any = None) -> None:
-        pass
-
-    def elapsed_time(self, end: "_Event") -> float:
-        if self.recorded is None or end.recorded is None:
-            raise RuntimeError("elapsed_time: both events must have been recorded")
-        return (end.recorded - self.recorded) * 1000.0
-
-
 @_patch("streams")
 def _patch_streams() -> None:
     """Streams, events and synchronisation: megatron-core's pipeline exchange, MoE dispatcher, timers and DDP buffers,
     NeMo's `MegatronParallel`, which builds DDP on a side stream. `nvtx`: ranges around layers in both."""
-    stream = _Stream()
-    torch.cuda.Stream, torch.cuda.Event = _Stream, _Event
+    stream = Stream()
+    torch.cuda.Stream, torch.cuda.Event = Stream, Event
     torch.cuda.current_stream = torch.cuda.default_stream = lambda *_args, **_kwargs: stream
     torch.cuda.stream = lambda _stream: stream
     for name in ("set_stream", "synchronize", "empty_cache"):
@@ -376,6 +329,20 @@ def _patch_router_gemm() -> None:
     import megatron.core.transformer.moe.moe_utils as moe_utils
 
     moe_utils.te_general_gemm = None
+
+
+@_patch("multi_tensor_kernels")
+def _patch_multi_tensor_kernels() -> None:
+    """Where Transformer Engine or Apex is installed (NVIDIA's container without a GPU), megatron-core takes the norm of
+    the gradients, and clips them, by their CUDA kernels; here by its own functions for where neither is."""
+    import megatron.core.optimizer.clip_grads as clip_grads
+    import megatron.core.optimizer.optimizer as optimizer
+    import megatron.core.utils as utils
+
+    for module in (clip_grads, optimizer):
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
 
 
 @_patch("adam")

@@ -11,6 +11,9 @@ from nemo_moslim.config import ParallelConfig
 
 Architecture = Mapping[str, int | None]
 
+FP8_MULTIPLE = 16  # of every dimension of a matrix product in FP8; transformer_engine/pytorch/utils.py
+FP8_BLOCK = 128  # values that share a scale with fp8_recipe=blockwise; float8_blockwise_tensor.py beside that file
+
 
 def divisors(number: int) -> list[int]:
     """All divisors, ascending."""
@@ -148,15 +151,19 @@ def check_batch(parallel: ParallelConfig, global_size: int, micro_size: int, rep
     raise ValueError(f"batch.global_size={global_size} is no multiple of {why}: use batch.global_size={sizes}")
 
 
-def row_multiple(parallel: ParallelConfig, precision: str) -> int:
+def row_multiple(parallel: ParallelConfig, precision: str, fp8_recipe: str) -> int:
     """Lengths of micro-batches are padded to a multiple of this.
 
     8 for the matrix units; with FP8 every rank's share of the positions is a multiple of 16, since Transformer Engine's
     matrix products need that of every dimension. Context parallelism gives every rank two equal pieces of a row,
-    sequence parallelism splits them over tensor ranks.
+    sequence parallelism splits them over tensor ranks, which with `blockwise` scaling gather whole blocks of 128
+    (transformer_engine/pytorch/utils.py, assert_dim_for_all_gather).
     """
     splits = parallel.tensor if parallel.sequence else 1
-    return parallel.context * (16 * splits if precision == "fp8" else lcm(8, splits))
+    if precision != "fp8":
+        return parallel.context * lcm(8, splits)
+    share = FP8_BLOCK if fp8_recipe == "blockwise" and parallel.sequence else FP8_MULTIPLE
+    return parallel.context * splits * share
 
 
 def check_fixed_length(parallel: ParallelConfig, fixed_length: bool, max_length: int, multiple: int) -> None:

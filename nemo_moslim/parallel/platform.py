@@ -6,12 +6,18 @@ All but `this_platform` are pure functions.
 from dataclasses import dataclass
 
 from nemo_moslim.config import ParallelConfig
-from nemo_moslim.parallel.layout_checks import Architecture, divisors, tensor_sizes, use
+from nemo_moslim.parallel.layout_checks import (
+    FP8_BLOCK,
+    FP8_MULTIPLE,
+    Architecture,
+    divisors,
+    tensor_sizes,
+    use,
+)
 
 FP8_FROM = (8, 9)  # Ada; transformer_engine/pytorch/quantization.py, check_fp8_support
 BLOCKWISE_FROM = (9, 0)  # Hopper; the same file, check_fp8_block_scaling_support
 BLOCKWISE_CUDA = (12, 9)
-FP8_MULTIPLE = 16  # of every dimension of a matrix product in FP8; transformer_engine/pytorch/utils.py
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,13 @@ def check_precision(
             "fp8_recipe=tensorwise or delayed"
         )
     _check_fp8_sizes(parallel, architecture)
+    hidden = architecture["hidden_size"]
+    if recipe == "blockwise" and parallel.sequence and hidden % FP8_BLOCK:
+        raise ValueError(
+            f"fp8_recipe=blockwise gathers whole blocks of {FP8_BLOCK} values over the tensor-parallel ranks, and "
+            f"hidden_size={hidden} is no multiple of it: use parallel.sequence=false, or fp8_recipe=tensorwise or "
+            "delayed"
+        )
 
 
 def _check_fp8_sizes(parallel: ParallelConfig, architecture: Architecture) -> None:

@@ -27,7 +27,7 @@ def check_supervised(config: SupervisedConfig, architecture: Architecture, ranks
     check_model(parallel, architecture)
     replicas = check_ranks(parallel, ranks)
     check_batch(parallel, batch.global_size, batch.micro_size, replicas)
-    multiple = row_multiple(parallel, config.precision)
+    multiple = row_multiple(parallel, config.precision, config.fp8_recipe)
     check_fixed_length(parallel, batch.fixed_length, config.model.max_length, multiple)
 
 

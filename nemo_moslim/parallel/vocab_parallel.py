@@ -94,8 +94,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if temperature != 1.0:
                 grad.div_(temperature)
             kept = weight[:existing]
-            out.copy_(grad.to(kept.dtype) @ kept)
-            grad_weight[:existing].addmm_(grad.T, h.float())
+            grad = grad.to(kept.dtype)
+            out.copy_(grad @ kept)
+            if kept.dtype == grad_weight.dtype:
+                grad_weight[:existing].addmm_(grad.T, h)
+            else:  # multiplied in bf16, which a GPU has matrix units for, and summed over the chunks in fp32
+                grad_weight[:existing] += grad.T @ h
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None
 
 

@@ -197,8 +197,12 @@ def _left_padded(prompts: Sequence[Sequence[int]], longest: int) -> tuple[Tensor
 @contextlib.contextmanager
 def _inference_mode(module: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode, no sequence parallelism (a step of one token cannot be split), and core attention by SDPA,
-    whose masks the steps above are made for; everything is put back afterwards."""
-    training, changed = module.training, []
+    whose masks the steps above are made for; everything is put back afterwards.
+
+    Of SDPA's kernels not cuDNN's, which torch prefers on an H100: it plans anew for every length of the cache, that is
+    for every token.
+    """
+    training, changed, cudnn = module.training, [], torch.backends.cuda.cudnn_sdp_enabled()
     for owner in [module.config, *module.modules()]:
         for name in ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings"):
             if module.config.sequence_parallel and getattr(owner, name, False) is True:
@@ -208,6 +212,7 @@ def _inference_mode(module: torch.nn.Module) -> Iterator[None]:
         if core is not None and not isinstance(core, SDPACoreAttention):
             changed.append((owner, "core_attention", core))
     try:
+        torch.backends.cuda.enable_cudnn_sdp(False)
         for owner, name, _ in changed:
             replacement = _sdpa_in_place_of(owner) if name == "core_attention" else False
             setattr(owner, name, replacement)
@@ -217,6 +222,7 @@ def _inference_mode(module: torch.nn.Module) -> Iterator[None]:
         for owner, name, value in changed:
             setattr(owner, name, value)
         module.train(training)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 def _sdpa_in_place_of(attention: torch.nn.Module) -> SDPACoreAttention:

@@ -26,7 +26,7 @@ def exact_statistics(trainer: pl.Trainer, run_dir: str, dataset: RewardDataset, 
     model = trainer.lightning_module
     module = unwrapped(model)
     load_weights(module, checkpoint)
-    module.eval()
+    module.cuda().eval()  # at the end of a fit Lightning has moved it to the host
     sums = validation_sums(model, dataset, batch)
     head = find_head(module)
     if head is not None:

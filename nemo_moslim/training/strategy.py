@@ -2,8 +2,10 @@
 
 import torch
 from lightning.pytorch import Callback
+from megatron.core.distributed import DistributedDataParallelConfig
 from nemo import lightning as nl
 
+from nemo_moslim.baseline_config import PairTrainingConfig
 from nemo_moslim.config import SupervisedConfig
 from nemo_moslim.parallel import cpu
 from nemo_moslim.parallel.layout import next_store
@@ -29,13 +31,22 @@ def megatron_strategy(config: SupervisedConfig) -> nl.MegatronStrategy:
         expert_model_parallel_size=parallel.expert,
         sequence_parallel=parallel.sequence,
         pipeline_dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16,
-        ddp=data_parallel_settings(config.optimizer, gather_ahead=True),
+        ddp=supervised_data_parallel(config),
         ckpt_async_save=False,
         ckpt_optim_fully_reshardable=True,
         replace_progress_bar=False,
     )
     strategy.store = next_store()
     return cpu.prepare_strategy(strategy)
+
+
+def supervised_data_parallel(config: SupervisedConfig) -> DistributedDataParallelConfig:
+    """`data_parallel_settings` of a training on NeMo's Trainer.
+
+    Pairs are learnt from the vocabulary layer's weight without its forward pass, in which megatron-core would wait for
+    a weight that is gathered ahead.
+    """
+    return data_parallel_settings(config.optimizer, gather_ahead=not isinstance(config, PairTrainingConfig))
 
 
 def precision_plugin(precision: str, fp8_recipe: str) -> nl.MegatronMixedPrecision:
@@ -55,7 +66,7 @@ def overlap_callbacks(config: SupervisedConfig) -> list[Callback]:
         return []
     from nemo.lightning.pytorch.callbacks.megatron_comm_overlap import MegatronCommOverlapCallback
 
-    data_parallel = data_parallel_settings(config.optimizer, gather_ahead=True)
+    data_parallel = supervised_data_parallel(config)
     overlap = MegatronCommOverlapCallback(
         tp_comm_overlap=config.parallel.tensor_overlap,
         overlap_grad_reduce=data_parallel.overlap_grad_reduce,

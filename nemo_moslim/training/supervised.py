@@ -154,7 +154,8 @@ class SupervisedSetup:
     def row_options(self) -> dict:
         """Arguments that all data sets take."""
         config, longest = self.config, self.config.model.max_length
-        multiple = longest if config.batch.fixed_length else row_multiple(config.parallel, config.precision)
+        multiple = row_multiple(config.parallel, config.precision, config.fp8_recipe)
+        multiple = longest if config.batch.fixed_length else multiple
         return dict(max_length=longest, long_rows=config.batch.long_rows, pad_multiple=multiple)
 
     def run_settings(self) -> dict:

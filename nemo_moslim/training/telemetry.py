@@ -1,21 +1,23 @@
 """What a run leaves to read: metrics.jsonl (one object per step), TensorBoard, W&B, a live line, and summary.json."""
 
+import contextlib
 import json
 import platform
 import resource
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 
+from nemo_moslim import __version__
 from nemo_moslim.parallel.layout import from_last_stage, is_rank_zero
 from nemo_moslim.run_folder import write_atomically
 from nemo_moslim.training.experiment_loggers import close_loggers
 
-PACKAGES = ("nemo_moslim", "nemo_toolkit", "megatron-core", "torch", "transformers")
+PACKAGES = ("nemo_toolkit", "megatron-core", "torch", "transformers", "transformer_engine")
 
 
 def complete_lines(path: Path) -> list[str]:
@@ -40,8 +42,12 @@ def read_metrics(run_dir: str | Path) -> list[dict]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    """Versions that a result depends on; of Transformer Engine where it is installed."""
+    found = {"python": platform.python_version(), "nemo_moslim": __version__}  # perhaps run from a checkout
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def peak_memory_gigabytes() -> float:

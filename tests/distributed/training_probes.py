@@ -399,23 +399,28 @@ def throughput(settings: list[str], memory: int) -> dict:
     return {
         "rows": rows,
         "lines": [rates.as_line({**row, "mfu": 0.5}) for row in rows],
-        "layers": [rates.layers_that_fit(seven_billion.shape, tokens, memory) for tokens in (4096, 8192, 16384)],
-        "all": rates.layers_that_fit(config.shape, 16, memory),
+        "layers": [
+            rates.layers_that_fit(seven_billion.shape, tokens, memory, "bf16") for tokens in (4096, 8192, 16384)
+        ],
+        "fp8_layers": rates.layers_that_fit(seven_billion.shape, 4096, memory, "fp8 delayed"),
+        "all": rates.layers_that_fit(config.shape, 16, memory, "bf16"),
         "activations": rates.activation_bytes(config.shape),
     }
 
 
-def passed_on(settings: list[str], gpu: bool) -> dict:
-    """What NeMo and megatron-core are given for these settings of train_rm, with or without a GPU in sight."""
+def passed_on(settings: list[str], gpu: bool, entry: str = "train_rm") -> dict:
+    """What NeMo and megatron-core are given for these settings of a training, with or without a GPU in sight."""
     import torch
 
+    from nemo_moslim.baseline_config import PairTrainingConfig
     from nemo_moslim.cli import compose_config
     from nemo_moslim.config import RewardModelTrainingConfig, parse
     from nemo_moslim.models.backbone import dispatch_settings, run_settings
     from nemo_moslim.training.optimizer import data_parallel_settings
     from nemo_moslim.training.strategy import megatron_strategy, overlap_callbacks, precision_plugin
 
-    config = parse(compose_config("train_rm", ["run_dir=r", "data=d", *settings]), RewardModelTrainingConfig)
+    kind = {"train_rm": RewardModelTrainingConfig, "train_dpo": PairTrainingConfig}[entry]
+    config = parse(compose_config(entry, ["run_dir=r", "data=d", *settings]), kind)
     torch.cuda.is_available = lambda: gpu
     strategy = megatron_strategy(config)
     policy = data_parallel_settings(config.optimizer, gather_ahead=False)

@@ -34,9 +34,12 @@ def measured(trainings) -> dict:
 def test_each_rate_counts_its_tokens_and_operations(measured):
     training, logprobs, generation = measured["rows"]
     one_layer = SHAPE | {"num_layers": 1}
+    feed_forward = 2 * 3 * 32 * 64  # of a token; the last layer's runs at the answer's end, and before answer tokens
+    trained = training_flops(one_layer, 24, 12) - 3 * feed_forward * 23
+    read = forward_flops(SHAPE, 24, 0) - feed_forward * 8
     expected = [
-        (training, "reward-model training", 1, 6 * 24, 6 * training_flops(one_layer, 24, 12)),
-        (logprobs, "log-probabilities", 2, 4 * 24, 4 * (forward_flops(SHAPE, 24, 0) + 2 * 32 * 256 * 16)),
+        (training, "reward-model training", 1, 6 * 24, 6 * trained),
+        (logprobs, "log-probabilities", 2, 4 * 24, 4 * (read + 2 * 32 * 256 * 16)),
         (generation, "generation", 2, 6 * 4,
          3 * forward_flops(SHAPE, 8, 256) + 6 * (forward_flops(SHAPE, 12, 256) - forward_flops(SHAPE, 8, 256))),
     ]  # fmt: skip
@@ -60,6 +63,7 @@ def test_layers_that_fit(measured):
     room = 0.88 * H100 - 18 * 152064 * 3584
     expected = [int(room / (18 * weights + activations * tokens)) for tokens in (4096, 8192, 16384)]
     assert measured["layers"] == expected and expected == sorted(expected, reverse=True) and expected[-1] > 1
+    assert measured["fp8_layers"] == int(room / (20 * weights + activations * 4096)) <= expected[0]
     assert measured["all"] == 2  # no more than the shape has
     assert measured["activations"] == 2 * (6 * 32 + 32 + 3 * 64)
 

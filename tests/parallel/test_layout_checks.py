@@ -141,20 +141,23 @@ def test_batches_that_can_be_dealt_pass():
 
 
 @pytest.mark.parametrize(
-    ("parallel", "precision", "multiple"),
+    ("parallel", "precision", "recipe", "multiple"),
     [
-        (layout(), "fp32", 8),
-        (layout(tensor=4), "bf16", 8),
-        (layout(tensor=4, sequence=True), "bf16", 8),
-        (layout(tensor=3, sequence=True), "bf16", 24),
-        (layout(tensor=4), "fp8", 16),
-        (layout(tensor=4, sequence=True), "fp8", 64),
-        (layout(context=2), "bf16", 16),
-        (layout(tensor=4, sequence=True, context=2), "fp8", 128),
+        (layout(), "fp32", "delayed", 8),
+        (layout(tensor=4), "bf16", "delayed", 8),
+        (layout(tensor=4, sequence=True), "bf16", "delayed", 8),
+        (layout(tensor=3, sequence=True), "bf16", "delayed", 24),
+        (layout(tensor=4), "fp8", "delayed", 16),
+        (layout(tensor=4, sequence=True), "fp8", "delayed", 64),
+        (layout(context=2), "bf16", "delayed", 16),
+        (layout(tensor=4, sequence=True, context=2), "fp8", "delayed", 128),
+        (layout(tensor=4), "fp8", "blockwise", 16),
+        (layout(tensor=4, sequence=True), "fp8", "blockwise", 512),
+        (layout(tensor=4, sequence=True), "bf16", "blockwise", 8),
     ],
 )
-def test_lengths_can_be_split(parallel, precision, multiple):
-    assert row_multiple(parallel, precision) == multiple
+def test_lengths_can_be_split(parallel, precision, recipe, multiple):
+    assert row_multiple(parallel, precision, recipe) == multiple
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,20 @@ def test_bf16_inputs_give_fp32_values():
     assert logprobs.dtype == entropy.dtype == torch.float32
 
 
+def test_gradients_of_bf16_inputs_are_those_of_fp32_up_to_rounding():
+    torch.manual_seed(3)
+    inputs = torch.randn(50, 16).bfloat16(), torch.randn(20, 16).bfloat16()
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        hidden, weight = (x.detach().to(dtype).requires_grad_() for x in inputs)
+        logprobs, entropy = run_chunked(8)(hidden, weight, torch.arange(50) % 20, 20, 1.0)
+        (logprobs.sum() + entropy.sum()).backward()
+        assert hidden.grad.dtype == weight.grad.dtype == dtype
+        found.append((hidden.grad.float(), weight.grad.float()))
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine - theirs).norm() < 0.01 * theirs.norm()
+
+
 def test_no_logits_beyond_a_chunk_are_ever_held(monkeypatch):
     """The largest tensor of vocabulary width, forward and backward, has `chunk` rows."""
     rows, original = [], vocab_parallel._logits

@@ -93,6 +93,12 @@ def test_the_loss_falls_and_the_summary_counts_the_reference(runs):
     assert summary["device_seconds"] == pytest.approx(sum(seconds.values()), abs=0.01)
 
 
+def test_bf16_trains_like_fp32_up_to_its_rounding(runs, trainings, arguments, tmp_path):
+    trainings.train("train_dpo", *arguments, *LOSSES["dpo"], "precision=bf16", f"run_dir={tmp_path}")
+    for row, other in zip(metrics(tmp_path), metrics(runs / "dpo one rank"), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=0.05), row["step"]
+
+
 def test_killed_and_started_again_it_ends_the_same(runs, trainings, arguments, tmp_path):
     """The reference stays that of the initial policy."""
     command = [*arguments, *LOSSES["modpo"], f"run_dir={tmp_path}"]

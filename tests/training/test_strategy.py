@@ -7,8 +7,8 @@ import pytest
 def given(trainings):
     """What NeMo is given for some settings."""
 
-    def ask(*settings, gpu=False):
-        return trainings.run("passed_on", settings=list(settings), gpu=gpu).results()[0]
+    def ask(*settings, **options):
+        return trainings.run("passed_on", settings=list(settings), **{"gpu": False, **options}).results()[0]
 
     return ask
 
@@ -66,6 +66,13 @@ def test_overlap_as_asked_for(given):
     }.items() <= callback.items()
     whole = given("optimizer.overlap=true", "optimizer.distributed=false")["data_parallel"]
     assert whole["overlap_grad_reduce"] and not whole["overlap_param_gather"] and not whole["use_distributed_optimizer"]
+
+
+def test_pairs_gather_no_weight_ahead_of_a_forward_pass_that_never_comes(given):
+    found = given("model.init=policy", gpu=True, entry="train_dpo")
+    assert found["data_parallel"]["overlap_grad_reduce"] and not found["data_parallel"]["overlap_param_gather"]
+    (callback,) = found["overlap"]
+    assert callback["overlap_grad_reduce"] is True and callback["overlap_param_gather"] is False
 
 
 @pytest.mark.parametrize(
