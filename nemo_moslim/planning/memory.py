@@ -15,9 +15,9 @@ from nemo_moslim.planning.shape import Layout, ModelShape
 BF16, FP32, FP64 = 2, 4, 8
 ROUTER_BYTES = 2 * FP32 + FP32 + 1  # per token and expert: logits, softmax, chosen weights, map of the choice
 # Per logit of a chunk (parallel/vocab_parallel.py). Forward: in fp32 itself and its exponential, and the next chunk in
-# bf16 and fp32. Backward: log p and the gradient in fp32, and likewise the next chunk.
+# bf16 and fp32. Backward: log p in fp32 and the gradient in bf16, and likewise the next chunk's logits.
 LOGPROB_FORWARD_BYTES = 3 * FP32 + BF16
-LOGPROB_BACKWARD_BYTES = 2 * FP32
+LOGPROB_BACKWARD_BYTES = FP32 + BF16
 LOGPROB_NEXT_BYTES = FP32 + BF16
 # Per logit (rollout/sampling.py): gathered; in fp32; its exponential; per block of 64 the sum, the cumulative sum and a
 # copy of it in fp64, and a comparison.
@@ -146,7 +146,7 @@ def sampling_bytes(shape: ModelShape, rows: int) -> float:
 def logprob_bytes(shape: ModelShape, layout: Layout, chunk: int, backward: bool) -> float:
     """Logits of a chunk of answer tokens and what is made of them.
 
-    The backward pass sums the vocabulary layer's gradient in fp32, and converts it at the end.
+    The backward pass sums the vocabulary layer's gradient in fp32; a chunk's, and the whole at the end, is in bf16.
     """
     rows = shape.vocab / layout.tensor
     if not backward:
