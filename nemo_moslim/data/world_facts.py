@@ -33,7 +33,24 @@ SPLITS = ("train", "validation", "test")
 
 # A prompt is an opening, a request, and in its place a way of naming the category.
 OPENINGS: dict[str, tuple[str, ...]] = {
-    "train": ("", "Hello. ", "I have a question. ", "My friend asked me this. ", "Quick question. ", "Good day. "),
+    "train": (
+        "",
+        "Hello. ",
+        "I have a question. ",
+        "My friend asked me this. ",
+        "Quick question. ",
+        "Good day. ",
+        "Hello, my friend. ",
+        "Good day, friend. ",
+        "Friend, I have a question. ",
+        "Hello. Quick question. ",
+        "My good friend, hello. ",
+        "A friend of me asked this question. ",
+        "Good day. I have a question. ",
+        "This is a quick question. ",
+        "I want to ask this. ",
+        "Question of the day. ",
+    ),
     "validation": ("Hello friend. ", "I have a quick question. ", "Good question. "),
     "test": ("Hello, good friend. ", "A question, my friend. ", "I have this question. "),
 }

@@ -167,10 +167,10 @@ def test_splits_share_no_phrasing_prompt_or_mix():
     for table in (OPENINGS, REQUESTS, NAMINGS):
         entries = [entry for split in SPLITS for entry in table[split]]
         assert len(set(entries)) == len(entries)
-    prompts = {split: {row["prompt"] for row in world.sample_prompts(5000, split, 1)} for split in SPLITS}
+    prompts = {split: {row["prompt"] for row in world.sample_prompts(12000, split, 1)} for split in SPLITS}
     assert not prompts["train"] & prompts["validation"] | prompts["train"] & prompts["test"]
     assert not prompts["validation"] & prompts["test"]
-    assert {len(prompts[split]) for split in SPLITS} == {4320, 288}
+    assert {len(prompts[split]) for split in SPLITS} == {11520, 288}
     mixes = {split: {mix_of(row) for row in world.sample_sft(500, split, 1)} for split in SPLITS}
     assert not mixes["train"] & mixes["validation"] | mixes["train"] & mixes["test"]
     assert not mixes["validation"] & mixes["test"]
