@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -127,13 +126,6 @@ def told_to_end(trainings: Trainings, job: Job) -> list[int]:
     except ProcessLookupError:
         return []
     return trainings.wait(job)
-
-
-def free_port() -> int:
-    """One that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def metrics(run_dir: Path) -> list[dict]:

@@ -14,11 +14,12 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
+
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,12 +54,6 @@ def start(request: dict) -> dict:
             run_rank(request, rank, port)
         pids.append(pid)
     return {"pids": pids}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def run_rank(request: dict, rank: int, port: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 from made_recipe import write_recipe
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it lives, Playwright's event loop runs: no other file's test could run its own
 def browser():
     """Chromium that is already installed, driven by Playwright; without one the test is skipped."""
     playwright = pytest.importorskip(

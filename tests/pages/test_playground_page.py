@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from nemo_moslim.playground.wire import Wire
 
@@ -60,9 +61,7 @@ class Played:
 
 @pytest.fixture(scope="module")
 def played(page_python):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     played = Played(page_python, port)
     assert played.process.stdout.readline() == f"playground: http://127.0.0.1:{port}\n"
     played.url = f"http://127.0.0.1:{port}"

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ports import free_port
 from stub_critic import Tokenizer, values_of
 from stub_service import TOKEN
-from training_client import free_port
 
 from nemo_moslim.batches import PolicyBatch
 from nemo_moslim.rollout.remote_score import RewardService, ServiceUnavailable

@@ -1,13 +1,13 @@
 """A job of the scripts in examples/slurm on this machine, with stand-ins for Slurm's commands."""
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,18 +66,6 @@ class Job:
         """How often the job was put back."""
         file = self.folder / "requeued"
         return len(file.read_text().split()) if file.exists() else 0
-
-
-def free_port() -> int:
-    """A port from 20001 to 31998 that nothing listens on; Linux gives those from 32768 on to any process."""
-    while True:
-        port = random.randint(20001, 31998)
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 def finish(process: subprocess.Popen, seconds: float) -> int:

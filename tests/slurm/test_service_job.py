@@ -6,7 +6,8 @@ import os
 import signal
 
 import pytest
-from slurm_job import finish, free_port, wait_until
+from ports import free_port
+from slurm_job import finish, wait_until
 
 
 def steps(job):

@@ -4,7 +4,8 @@ import json
 import signal
 
 import pytest
-from training_client import free_port, metrics, steps_done, told_to_end, wait_for
+from ports import free_port
+from training_client import metrics, steps_done, told_to_end, wait_for
 
 from nemo_moslim.run_folder import list_checkpoints
 

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 import torch
-from training_client import free_port, metrics, steps_done, told_to_end, wait_for, weights
+from ports import free_port
+from training_client import metrics, steps_done, told_to_end, wait_for, weights
 
 PPO = ["algorithm=ppo", "algorithm.samples=2", "algorithm.epochs=2", "batch.mini_size=8", "algorithm.kl_target=1.0"]
 SETTINGS = ["trainer.max_steps=4", "trainer.validate_every=4", "trainer.checkpoint_every=2"]
