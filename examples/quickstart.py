@@ -12,6 +12,7 @@ from nemo_moslim.cli import hydra_main
 
 @hydra_main("quickstart", path_keys=("output",))
 def main(config):
+    from nemo_moslim.run_folder import write_atomically
     from nemo_moslim.stages import Recipe
 
     out = Path(config.output)
@@ -50,7 +51,7 @@ def main(config):
     reward = json.loads((out / "report/reward.json").read_text())
     control = json.loads((out / "report/control.json").read_text())
     summary = {"reward": reward, "control": control, "seconds": recipe.seconds}
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_atomically(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     recipe.run("report", "evaluate.py", "task=report", f"runs=[{out}]", f"output={out}/report.html")
     spearman = {name: control[name]["spearman"] for name in ("helpfulness", "honesty", "harmless")}
     followed = ", ".join(f"{name} {'undefined' if v is None else format(v, '.2f')}" for name, v in spearman.items())
