@@ -58,7 +58,8 @@ def control_verdict(control: Control, dimensions: Sequence[str]) -> list[Any]:
         spread = "" if low is None else f", {low:.2f} to {high:.2f}"
         detail = f"Spearman{spread}; exact level {percent(entry['hit_rate'])}"
         cards.append(Card(name, number(entry["spearman"], 2), detail, colour, bar))
-    cards.append(Card("all asked levels exact", percent(overall["all_hit"]), f"of {overall['n']:,} answers"))
+    asked = overall["n"] - overall["untagged"]["n"]
+    cards.append(Card("all asked levels exact", percent(overall["all_hit"]), f"of {asked:,} answers"))
     return [Cards(cards), *(Text(text, style) for text, style in control_sentences(heads))]
 
 

@@ -105,7 +105,8 @@ def described(run: Run) -> str:
     parts = [f"{steps:,} steps"]
     if run.kind == "policy":
         algorithm = config["algorithm"]
-        start, reward = config.get("policy"), config.get("reward")
+        start, rewards = config.get("policy"), config.get("reward")
+        reward = ", ".join(rewards) if isinstance(rewards, list) else rewards
         name, size = str(algorithm.get("name")).upper().replace("_", " "), config["batch"]["prompts"]
         parts = [f"{name}, {parts[0]} of {size} prompts × {algorithm.get('samples', 1)} answers",
                  f"from {start}", f"rewarded by {reward}"]  # fmt: skip

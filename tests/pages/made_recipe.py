@@ -76,7 +76,7 @@ def write_policy(folder: Path) -> Path:
         row |= {f"hit_rate/{name}": step / 400 for name in SCHEMA.names}
         row |= {f"hit_rate/harmless={level}": 0.5 for level in (1, 2)}
         rows.append(row)
-    config = "policy: sft\nreward: reward\nalgorithm: {name: rloo, samples: 4}\nbatch: {prompts: 16}\n"
+    config = "policy: sft\nreward: [reward]\nalgorithm: {name: rloo, samples: 4}\nbatch: {prompts: 16}\n"
     config += f"note: {json.dumps(HOSTILE[0])}\n"
     return write_run(folder, config, rows, seconds={"step": 40.0, "generation": 25.0, "update": 10.0})
 

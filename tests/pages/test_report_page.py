@@ -85,6 +85,9 @@ def test_figures_are_those_of_the_files(page, recipe):
         assert f"{reward[name]['macro_f1']:.3f}" in page.text
     assert f"{reward['intensity_accuracy']:.4f}" in page.text and "DataType 4, intensity" in page.text
     assert "RLOO, 400 steps of 16 prompts × 4 answers" in page.text and "67 min" in page.text
+    assert "rewarded by reward." in page.text
+    overall = control["overall"]
+    assert f"of {overall['n'] - overall['untagged']['n']} answers" in page.text and overall["untagged"]["n"]
     assert page.text.count("0.300 [0.250, 0.350]") == 1  # hypervolume of the comparison's first method
 
 
