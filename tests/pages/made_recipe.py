@@ -82,10 +82,12 @@ def write_policy(folder: Path) -> Path:
 
 
 def graded(source: random.Random, number: int) -> dict:
-    """An answer: harmless is as asked, helpfulness 5 becomes 2, honesty is random."""
+    """An answer: harmless is as asked, helpfulness 5 becomes 2, honesty is random; from 240 on nothing is asked."""
     asked = {"helpfulness": 1 + number % 5, "harmless": 1 + number % 2}
     if number % 3 == 0:
         asked = {"honesty": 1 + number % 5}
+    if number >= 240:
+        asked = {}
     given = {"helpfulness": min(asked.get("helpfulness", 3), 4), "honesty": source.randint(1, 5)}
     if asked.get("helpfulness") == 5:
         given["helpfulness"] = 2
@@ -98,7 +100,7 @@ def graded(source: random.Random, number: int) -> dict:
 def write_control(folder: Path, with_every_level: bool = True) -> Path:
     """What task=controllability writes."""
     source = random.Random(1)
-    rows = [graded(source, number) for number in range(240)]
+    rows = [graded(source, number) for number in range(260)]
     report = control_report(rows, SCHEMA, samples=50)
     report["overall"] |= {"judge": "world", "policy": "runs/<b>policy</b>", "data": "prompts/test.jsonl"}
     write_json(folder / "control.json", report)
