@@ -210,6 +210,7 @@ class RewardModelTrainingConfig(SupervisedConfig):
     class_weights: str
     head_weights: str
     statistics: StatisticsConfig
+    average_checkpoints: int | None
 
     def __post_init__(self):
         super().__post_init__()
@@ -221,8 +222,12 @@ class RewardModelTrainingConfig(SupervisedConfig):
             one_of(name, getattr(self, name), ("none", "inverse", "inverse_sqrt"))
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         whole = self.parallel.virtual_pipeline is None and self.parallel.context == 1
-        fitting = "ema with parallel.virtual_pipeline or parallel.context"
-        require(self.statistics.mode == "ema" or whole, "statistics.mode", self.statistics.mode, fitting)
+        unfit = "with parallel.virtual_pipeline or parallel.context"
+        require(self.statistics.mode == "ema" or whole, "statistics.mode", self.statistics.mode, f"ema {unfit}")
+        count, kept = self.average_checkpoints, self.trainer.keep_checkpoints
+        require(count is None or whole, "average_checkpoints", count, f"null {unfit}")
+        fitting = f"null, or from 2 to trainer.keep_checkpoints={kept}"
+        require(count is None or 2 <= count <= kept, "average_checkpoints", count, fitting)
 
 
 @dataclass

@@ -55,6 +55,13 @@ def mark_best(run_dir: str | Path, checkpoint: str, metric: str, value: float) -
     )
 
 
+def is_better(value: float, record: dict | None, metric: str) -> bool:
+    """Whether a checkpoint with this value of `metric` is better than that of a `best_record`; a lower loss is."""
+    if record is None or record["metric"] != metric:
+        return True
+    return value < record["value"] if metric == "loss" else value > record["value"]
+
+
 def resolve_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a RUN, or RUN/checkpoints/NAME, stands for: the best where one is marked, else the last.
 

@@ -77,6 +77,14 @@ def test_exact_statistics_are_refused_where_their_pass_does_not_run(layout):
     assert reward_config("statistics.mode=exact").statistics.mode == "exact"
 
 
+def test_only_kept_checkpoints_are_averaged():
+    assert reward_config("average_checkpoints=2").average_checkpoints == 2
+    with pytest.raises(ValueError, match="average_checkpoints=3: expected null, or from 2 to trainer.keep_checkpoints"):
+        reward_config("average_checkpoints=3")
+    with pytest.raises(ValueError, match="average_checkpoints=2: expected null with parallel.virtual_pipeline or"):
+        reward_config("average_checkpoints=2", "parallel.context=2")
+
+
 def test_packed_rows_are_not_split_along_the_sequence():
     with pytest.raises(ValueError, match="batch.packing=True: expected false with parallel.context"):
         reward_config("batch.packing=true", "parallel.context=2")

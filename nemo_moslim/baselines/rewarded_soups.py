@@ -17,6 +17,7 @@ from nemo_moslim.config import ParallelConfig
 from nemo_moslim.huggingface.sources import open_source
 from nemo_moslim.models.initial_weights import Source, save_weights
 from nemo_moslim.models.policy import PolicyModel
+from nemo_moslim.models.weight_mixing import mix
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
 from nemo_moslim.preferences import PreferenceSchema
@@ -67,23 +68,8 @@ def open_soup(runs: Sequence[str], weights: Sequence[float], parallel: ParallelC
     asked = {str(_asked(source)): _asked(source) for source in sources}
     (kept,) = asked.values() if len(asked) == 1 else (None,)
     model, _ = open_policy(runs[0], parallel, "fp32", PreferenceSchema.from_dict(kept) if kept else None)
-    mix(model.module, sources, weights)
+    mix(model.module, [source.load_into for source in sources], weights)
     return model
-
-
-@torch.no_grad()
-def mix(module: torch.nn.Module, sources: Sequence[Source], weights: Sequence[float]) -> None:
-    """Fill this rank's part of a model with the weighted sum of what the sources hold; a weight of 0 is not read."""
-    tensors = [t for t in module.state_dict().values() if torch.is_tensor(t) and t.is_floating_point()]
-    total = [torch.zeros_like(tensor) for tensor in tensors]
-    for source, weight in zip(sources, weights, strict=True):
-        if weight == 0:
-            continue
-        source.load_into(module)
-        for summed, tensor in zip(total, tensors, strict=True):
-            summed.add_(tensor, alpha=weight)
-    for summed, tensor in zip(total, tensors, strict=True):
-        tensor.copy_(summed)
 
 
 def check_mixture(runs: Sequence[str], weights: Sequence[float]) -> None:

@@ -15,6 +15,7 @@ from nemo_moslim.run_folder import (
     best_record,
     checkpoint_name,
     checkpoints_folder,
+    is_better,
     mark_best,
     remove_old_checkpoints,
 )
@@ -83,11 +84,7 @@ class RunCheckpoint(pl.Callback):
         found = {k.removeprefix(prefix): v for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
         check_monitor(self.monitor, found)  # a dimension that no row labels has none
         value = float(found[self.monitor])
-        record = best_record(self.run_dir)
-        if record and record["metric"] != self.monitor:
-            record = None
-        lower_is_better = self.monitor == "loss"
-        better = record is None or (value < record["value"] if lower_is_better else value > record["value"])
+        better = is_better(value, best_record(self.run_dir), self.monitor)
         return any_rank(better and trainer.is_global_zero)
 
     def save(self, trainer: pl.Trainer, best: bool = False) -> None:

@@ -41,8 +41,8 @@ from nemo_moslim.run_folder import list_checkpoints, write_atomically
 from nemo_moslim.training.checkpoint import RunCheckpoint, StopOnSignal, check_monitor
 from nemo_moslim.training.data_module import StepDataModule
 from nemo_moslim.training.experiment_loggers import experiment_loggers
+from nemo_moslim.training.final_checkpoint import make_final_checkpoints
 from nemo_moslim.training.optimizer import optimizer_module
-from nemo_moslim.training.statistics_pass import exact_statistics
 from nemo_moslim.training.strategy import megatron_strategy, overlap_callbacks, precision_plugin
 from nemo_moslim.training.telemetry import Telemetry, write_summary
 
@@ -100,7 +100,7 @@ def train_reward_model(config: RewardModelTrainingConfig, callbacks: Sequence[pl
         std_floor=config.statistics.std_floor,
         head_seed=config.trainer.seed,
     )
-    after = partial(exact_statistics, dataset=train, batch=config.batch) if config.statistics.mode == "exact" else None
+    after = partial(make_final_checkpoints, config=config, train=train, validation=validation)
     setup.fit(RewardModel, model_config, train, validation, after, callbacks=callbacks)
 
 
@@ -187,7 +187,7 @@ class SupervisedSetup:
         model_config,
         train,
         validation,
-        after_training: Callable[[pl.Trainer, str], None] | None = None,
+        after_training: Callable[[pl.Trainer], None] | None = None,
         seconds_before: dict[str, float] | None = None,
         callbacks: Sequence[pl.Callback] = (),
     ) -> None:
@@ -226,7 +226,7 @@ class SupervisedSetup:
         trainer.fit(model, datamodule=data, ckpt_path=str(resumable[-1]) if resumable else None)
         stopped = any(isinstance(c, StopOnSignal) and c.stopped for c in trainer.callbacks)
         if after_training and not stopped:
-            after_training(trainer=trainer, run_dir=config.run_dir)
+            after_training(trainer)
         telemetry.seconds |= seconds_before or {}
         packed = config.batch.packing
         kept = {

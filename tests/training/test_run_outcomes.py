@@ -83,6 +83,34 @@ def test_exact_statistics_are_those_of_a_pass_over_the_rows(trainings, reward_ar
         assert best_record(tmp_path)["checkpoint"] == name
 
 
+def test_mean_of_the_newest_checkpoints(trainings, reward_arguments, rating_dir, tmp_path):
+    command = [*reward_arguments, f"run_dir={tmp_path}", "average_checkpoints=2", "trainer.max_steps=15"]
+    command += ["trainer.validate_every=5", "trainer.checkpoint_every=5", "trainer.keep_checkpoints=2"]
+    trainings.train("train_rm", *command, "trainer.monitor=loss", ranks=2)
+    averaged = tmp_path / "checkpoints" / "step=000015-averaged"
+    first, second, mean = (
+        weights(folder) for folder in (averaged.with_name("step=000010"), averaged.with_name("step=000015"), averaged)
+    )
+    learnt = [key for key in mean if key.startswith("module.") and "statistics" not in key]
+    assert any(not np.array_equal(first[key], second[key]) for key in learnt)
+    for key in learnt:
+        expected = (first[key].double() + second[key].double()) / 2
+        np.testing.assert_allclose(mean[key].double(), expected, rtol=1e-6, atol=1e-8, err_msg=key)
+    probe = dict(run_dir=str(tmp_path), checkpoint_of=str(averaged), data=str(rating_dir))
+    p = np.array(trainings.run("head_probabilities", **probe).results()[0])
+    ratings = [json.loads(line) for line in (rating_dir / "train.jsonl").read_text().splitlines()]
+    helpfulness = p[["helpfulness" in rating["labels"] for rating in ratings]][:, :5]
+    np.testing.assert_allclose(mean["module.output_layer.statistics_mean"][:5], helpfulness.mean(0), rtol=1e-5)
+    losses = {row["step"]: row["validation"]["loss"] for row in metrics(tmp_path) if "validation" in row}
+    record = best_record(tmp_path)
+    if record["checkpoint"] == averaged.name:
+        assert record["value"] < min(losses.values())
+    else:
+        assert record["value"] == pytest.approx(min(losses.values()), rel=1e-6)
+    trainings.train("train_rm", *command, "trainer.monitor=loss", ranks=2)  # the same command again changes nothing
+    assert best_record(tmp_path) == record
+
+
 @pytest.fixture(scope="module")
 def refusals(trainings, reward_arguments, rating_dir, tokenizer_dir, sft_run, tmp_path_factory):
     """Exit code and stderr of each wrong command, by name."""
