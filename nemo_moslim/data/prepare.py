@@ -124,7 +124,7 @@ class _Run:
     def _world_records(self, split: str, rows: int) -> Iterator[dict[str, Any]]:
         settings = self.settings
         if settings.task in RATED_TASKS:
-            names = ("labels", "decoy_items_share", "decoy_claim_share", "fewer_claims_share", "answers_per_prompt")
+            names = ("labels", "decoy_items_share", "decoy_claim_share", "answers_per_prompt")
             options = {name: settings.world[name] for name in names}
             return world.sample_rating_rows(rows, split, settings.seed, settings.schema, **options)
         sample = world.sample_prompts if settings.task == "prompts" else world.sample_sft

@@ -182,7 +182,7 @@ def _answers(
     seed: int,
     decoy_items_share: float = 0.0,
     decoy_claim_share: float = 0.0,
-    fewer_claims_share: float = 0.0,
+    fewer_claims: bool = False,
     answers_per_prompt: int = 1,
 ) -> Iterator[tuple[str, str, dict[str, int]]]:
     rng = _generator(kind, split, seed)
@@ -192,8 +192,7 @@ def _answers(
             prompt, category, friendly = next(prompts)
         levels = next(combinations)
         decoys = {"decoy_items": rng.random() < decoy_items_share, "decoy_claim": rng.random() < decoy_claim_share}
-        fewer = rng.random() < fewer_claims_share
-        claims = rng.randint(max(1, levels["honesty"] - 1), CLAIMS) if fewer else CLAIMS
+        claims = rng.randint(max(1, levels["honesty"] - 1), CLAIMS) if fewer_claims else CLAIMS
         yield prompt, write_answer(rng, category, levels, split, claims=claims, friendly=friendly, **decoys), levels
 
 
@@ -223,14 +222,12 @@ def sample_rating_rows(
     labels: str = "all",
     decoy_items_share: float = 0.0,
     decoy_claim_share: float = 0.0,
-    fewer_claims_share: float = 0.0,
     answers_per_prompt: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "response", "labels": {dimension: level}, "source": "world"}`` with exact labels.
 
-    A prompt gets ``answers_per_prompt`` answers in a row before the next one comes. ``fewer_claims_share`` of the
-    answers state one to four claims, the others four: a policy may leave claims out, and the reward model has to have
-    seen that; but where many do, their number says so much of the level that whether they are true is learnt late.
+    A prompt gets ``answers_per_prompt`` answers in a row before the next one comes. Answers state one to four claims:
+    a policy may leave claims out, and the reward model has to have seen that.
     ``labels``: ``all`` dimensions on every row, ``one`` (each dimension in turn), or ``some`` (a random subset).
     """
     check_schema(schema)
@@ -238,8 +235,8 @@ def sample_rating_rows(
         raise ValueError(f"world.labels must be all, one or some, got {labels!r}")
     names = list(schema.names)
     rng = random.Random(f"world:labels:{split}:{seed}")
-    shares = (decoy_items_share, decoy_claim_share, fewer_claims_share)
-    answers = _answers("ratings", split, seed, *shares, answers_per_prompt)
+    shares = (decoy_items_share, decoy_claim_share)
+    answers = _answers("ratings", split, seed, *shares, fewer_claims=True, answers_per_prompt=answers_per_prompt)
     for index, (prompt, response, levels) in enumerate(islice(answers, rows)):
         row_labels = schema_labels(levels, schema)
         kept = names
