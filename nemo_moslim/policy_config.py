@@ -13,6 +13,7 @@ CUT_ANSWERS = ("score", "mask")
 CRITICS = ("value", "levels", "service")
 RECOMPUTE = (None, "selective", "full")
 NORMALIZE = ("total", "active")
+OLD_LOGPROBS = ("trainer", "generator")
 KL_ANSWERS_PER_HORIZON = 5  # a step has fewer answers than that many horizons (functional/advantages.py: adapt_kl_coef)
 
 
@@ -189,6 +190,7 @@ class PolicyTrainingConfig:
     algorithm: Any
     objective: Any
     normalize: str
+    old_logprobs: str
     cut_answers: str
     cut_penalty: float
     long_prompts: str
@@ -203,6 +205,7 @@ class PolicyTrainingConfig:
     def __post_init__(self):
         one_of("precision", self.precision, ("fp32", "bf16"))
         one_of("normalize", self.normalize, NORMALIZE)
+        one_of("old_logprobs", self.old_logprobs, OLD_LOGPROBS)
         one_of("cut_answers", self.cut_answers, CUT_ANSWERS)
         one_of("long_prompts", self.long_prompts, LONG_PROMPTS)
         one_of("recompute", self.recompute, RECOMPUTE)

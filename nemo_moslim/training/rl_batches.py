@@ -1,5 +1,5 @@
-"""From a rollout to the micro-batches of its updates. The same ones give the old log-probabilities, so that the first
-ratio of new to old is exactly 1.
+"""From a rollout to the micro-batches of its updates. The same ones give the trainer's old log-probabilities, so that
+the first ratio of new to old is exactly 1.
 
 Shapes: B rows, S sequence positions, T answer positions.
 """
@@ -77,6 +77,14 @@ def answer_mask(batch: PolicyBatch, rollout: Rollout) -> Tensor:
     """Positions of each row's answer, whether it counts or not: bool [B, T]."""
     lengths = torch.tensor([len(rollout.answers[row]) for row in batch.rows.tolist()])
     return torch.arange(batch.response_mask.shape[1]) < lengths[:, None]
+
+
+def generator_logprobs(batch: PolicyBatch, rollout: Rollout) -> Tensor:
+    """Log-probabilities of each row's answer as it was sampled: fp32 [B, T], 0 behind it."""
+    columns = torch.zeros(batch.response_mask.shape)
+    for place, row in enumerate(batch.rows.tolist()):
+        columns[place, : len(rollout.answers[row])] = torch.from_numpy(rollout.generator_logprobs[row])
+    return columns
 
 
 def whole_answers(batches: Sequence[PolicyBatch], rollout: Rollout) -> list[PolicyBatch]:

@@ -26,7 +26,7 @@ from nemo_moslim.stop_request import StopRequest
 from nemo_moslim.training.algorithm import Algorithm, answer_kl, counted_answers
 from nemo_moslim.training.critic import Critic, update_place
 from nemo_moslim.training.objective import rewards_to_learn
-from nemo_moslim.training.rl_batches import deal, policy_batch, whole_answers, with_field
+from nemo_moslim.training.rl_batches import deal, generator_logprobs, policy_batch, whole_answers, with_field
 from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, publish_checkpoint, write_checkpoint
 from nemo_moslim.training.rl_metrics import mismatch, rollout_metrics, sample_rows, sample_table
 from nemo_moslim.training.run_log import RunLog
@@ -138,8 +138,9 @@ class PolicyTraining:
         critic_batches = [batch for update in critic_updates for batch in update]
 
         self.log.phase("log-probabilities")
+        sampled = config.old_logprobs == "generator"
         with self.clock.phase("logprobs"):
-            old = self._logprobs(batches)
+            old = [generator_logprobs(batch, rollout) for batch in batches] if sampled else self._logprobs(batches)
         with self.clock.phase("reference"), self.reference:
             ref = self._logprobs(whole_answers(batches, rollout))
         batches = with_field(batches, old_logprobs=old, ref_logprobs=ref)
@@ -159,7 +160,7 @@ class PolicyTraining:
         return {
             **rollout_metrics(rollout, self.schema),
             "kl": float(kl.sum() / max(counted, 1)),
-            **mismatch(rollout, batches),
+            **({} if sampled else mismatch(rollout, batches)),
             **metrics,
             **prepared,
             **left_out,

@@ -10,7 +10,7 @@ from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.functional.advantages import leave_one_out
 from nemo_moslim.policy_config import RLOOConfig
 from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, policy_loss
-from nemo_moslim.training.rl_batches import answer_mask, with_field
+from nemo_moslim.training.rl_batches import answer_mask, generator_logprobs, with_field
 
 
 class RLOO:
@@ -44,11 +44,9 @@ def whole_answer_kl(rollout: Rollout, batches: Sequence[PolicyBatch]) -> Tensor:
 
     The trainer has no log-probabilities of these, and takes the generator's; they differ by rounding (`mismatch`).
     """
-    filled = []
-    for batch in batches:
-        theirs = torch.zeros(batch.response_mask.shape)
-        for place, row in enumerate(batch.rows.tolist()):
-            theirs[place, : len(rollout.answers[row])] = torch.from_numpy(rollout.generator_logprobs[row])
-        filled.append(torch.where(batch.response_mask.any(-1, keepdim=True), batch.old_logprobs, theirs))
+    filled = [
+        torch.where(batch.response_mask.any(-1, keepdim=True), batch.old_logprobs, generator_logprobs(batch, rollout))
+        for batch in batches
+    ]
     masks = [answer_mask(batch, rollout) for batch in batches]
     return answer_kl(rollout, with_field(batches, old_logprobs=filled, response_mask=masks))

@@ -69,6 +69,20 @@ def test_every_layout_trains_like_one_rank(algorithm, layout, one_rank, training
     assert rows[2]["reward"] == pytest.approx(expected[2]["reward"], rel=1e-3, abs=1e-3)  # after the first update
 
 
+@pytest.mark.parametrize("algorithm", ["rloo", "ppo"])
+def test_log_probabilities_as_sampled_are_the_trainers_but_for_rounding(
+    algorithm, one_rank, trainings, policy_arguments, tmp_path
+):
+    sampled = [*ALGORITHMS[algorithm], "old_logprobs=generator"]
+    trainings.train("train_policy", *policy_arguments, *sampled, f"run_dir={tmp_path}")
+    rows, expected = metrics(tmp_path), metrics(one_rank(algorithm))
+    assert answers(tmp_path, 1) == answers(one_rank(algorithm), 1)
+    for key in CLOSE:
+        if key in expected[1]:
+            assert rows[1][key] == pytest.approx(expected[1][key], rel=1e-3, abs=1e-4), key
+    assert 0 < rows[1]["first_ratio_deviation"] < 1e-4 and "mismatch" not in rows[1]
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_one_rank(algorithm, one_rank):
     rows = metrics(one_rank(algorithm))[1:]
