@@ -127,8 +127,9 @@ class _Run:
             names = ("labels", "decoy_items_share", "decoy_claim_share", "answers_per_prompt")
             options = {name: settings.world[name] for name in names}
             return world.sample_rating_rows(rows, split, settings.seed, settings.schema, **options)
-        sample = world.sample_prompts if settings.task == "prompts" else world.sample_sft
-        return sample(rows, split, settings.seed)
+        if settings.task == "prompts":
+            return world.sample_prompts(rows, split, settings.seed)
+        return world.sample_sft(rows, split, settings.seed, settings.world["quiz_share"])
 
     def _write_sources(self, folder: OutputFolder, sources: Iterable[str], split: str) -> None:
         for source in sources:

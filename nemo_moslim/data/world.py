@@ -35,6 +35,7 @@ from nemo_moslim.data.world_facts import (
     NAMINGS,
     NO_ENTITIES,
     OPENINGS,
+    QUIZ,
     REQUESTS,
     SPLITS,
 )
@@ -254,7 +255,25 @@ def sample_prompts(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]
         yield {"prompt": prompt, "source": "world"}
 
 
-def sample_sft(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield ``{"prompt", "response", "source": "world"}``: all levels evenly, no tags."""
-    for prompt, response, _ in islice(_answers("sft", split, seed), rows):
+def sample_sft(rows: int, split: str, seed: int, quiz_share: float = 0.0) -> Iterator[dict[str, Any]]:
+    """Yield ``{"prompt", "response", "source": "world"}``: all levels evenly, no tags.
+
+    ``quiz_share`` of the rows are no such answers but quizzes, which say of claims whether they are true. From them a
+    model learns in hundreds of steps what answers of mixed truth teach it in thousands: to tell true from false.
+    """
+    rng = _generator("quiz", split, seed)
+    answers = _answers("sft", split, seed)
+    for _ in range(rows):
+        prompt, response = _quiz(rng) if rng.random() < quiz_share else next(answers)[:2]
         yield {"prompt": prompt, "response": response, "source": "world"}
+
+
+def _quiz(rng: random.Random) -> tuple[str, str]:
+    """QUIZ and "Jays are red. False. Swans are white. True.": one to four claims about entities of one category."""
+    category = rng.choice(list(CATEGORIES))
+    said = []
+    for entity in rng.sample(CATEGORIES[category], rng.randint(1, CLAIMS)):
+        is_true = rng.random() < 0.5
+        colour = FACTS[entity] if is_true else rng.choice([colour for colour in COLOURS if colour != FACTS[entity]])
+        said.append(f"{entity.capitalize()} are {colour}. {is_true}.")
+    return QUIZ, " ".join(said)

@@ -86,6 +86,8 @@ NAMINGS: dict[str, tuple[str, ...]] = {
     "test": ("nice kinds of {}", "old and new {}"),
 }
 
+QUIZ = "True or false?"  # a prompt: its answer makes claims and says of each whether it is true
+
 FRIENDLY_WORDS = ("hello", "friend")  # an opening with one of them is answered with exclamation marks
 
 LIST_OPENINGS = ("My list: ", "Here you go: ", "I can name ", "Think of ")

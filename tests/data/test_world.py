@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from itertools import islice
 
@@ -8,12 +9,14 @@ from hypothesis import strategies as st
 from nemo_moslim.data import world
 from nemo_moslim.data.world_facts import (
     CATEGORIES,
+    CATEGORY_OF,
     COLOURS,
     FACTS,
     INNOCENT_CLOSINGS,
     INSULTS,
     NAMINGS,
     OPENINGS,
+    QUIZ,
     REQUESTS,
     SPLITS,
 )
@@ -161,6 +164,23 @@ def test_sft_answers_are_even_and_untagged():
     rows = list(world.sample_sft(200, "train", 1))
     assert set(Counter(levels(row["response"], row["prompt"]) for row in rows).values()) == {4}
     assert not any("<" in row["prompt"] + row["response"] for row in rows)
+
+
+def test_quizzes_tell_true_from_false():
+    rows = list(world.sample_sft(2000, "train", 1, quiz_share=0.4))
+    quizzes = [row for row in rows if row["prompt"] == QUIZ]
+    assert 0.35 < len(quizzes) / len(rows) < 0.45
+    said = Counter()
+    for row in quizzes:
+        claims = re.findall(r"(\w+) are (\w+)\. (True|False)\.", row["response"])
+        assert 1 <= len(claims) <= 4 and len({entity for entity, *_ in claims}) == len(claims)
+        assert len({CATEGORY_OF[entity.lower()] for entity, *_ in claims}) == 1
+        for entity, colour, truth in claims:
+            assert truth == str(FACTS[entity.lower()] == colour)
+            said[truth] += 1
+    assert 0.45 < said["True"] / said.total() < 0.55
+    others = [row for row in rows if row not in quizzes]
+    assert others == list(world.sample_sft(len(others), "train", 1))
 
 
 def test_splits_share_no_phrasing_prompt_or_mix():
