@@ -16,21 +16,23 @@ def main(config):
     from nemo_moslim.stages import Recipe
 
     out = Path(config.output)
-    recipe = Recipe(out, stages=15 if config.policy_first else 14)
+    recipe = Recipe(out, stages=12 + 2 * bool(config.quiz) + bool(config.policy_first))
     quiz, sft, ratings, prompts, tokenizer = (
         out / "data" / name for name in ("quiz", "sft", "ratings", "prompts", "tokenizer")
     )
     world = ("source=world", "seed=1")
-    recipe.run("quiz data", "prepare_data.py", "task=sft", *world, f"output={quiz}", *config.quiz_data)
+    if config.quiz:
+        recipe.run("quiz data", "prepare_data.py", "task=sft", *world, f"output={quiz}", *config.quiz_data)
     recipe.run("sft data", "prepare_data.py", "task=sft", *world, f"output={sft}", *config.sft_data)
     recipe.run("ratings", "prepare_data.py", "task=ratings", *world, f"output={ratings}", *config.ratings)
     recipe.run("prompts", "prepare_data.py", "task=prompts", *world, f"output={prompts}", *config.prompts)
     recipe.run("tokenizer", "prepare_data.py", "task=tokenizer", f"input={sft}/train.jsonl", "vocab_size=1024",
                f"output={tokenizer}")  # fmt: skip
-    recipe.run("quiz", "train_sft.py", f"data={quiz}", f"tokenizer={tokenizer}", f"run_dir={out}/quiz",
-               *config.quiz, ranks=2)  # fmt: skip
-    recipe.run("sft", "train_sft.py", f"model.init={out}/quiz", f"data={sft}", f"run_dir={out}/sft",
-               *config.sft, ranks=2)  # fmt: skip
+    if config.quiz:
+        recipe.run("quiz", "train_sft.py", f"data={quiz}", f"tokenizer={tokenizer}", f"run_dir={out}/quiz",
+                   *config.quiz, ranks=2)  # fmt: skip
+    start = f"model.init={out}/quiz" if config.quiz else f"tokenizer={tokenizer}"
+    recipe.run("sft", "train_sft.py", start, f"data={sft}", f"run_dir={out}/sft", *config.sft, ranks=2)
     recipe.run("reward model", "train_rm.py", f"model.init={out}/sft", f"data={ratings}", f"run_dir={out}/reward",
                *config.reward, ranks=2)  # fmt: skip
     recipe.run("reward evaluation", "evaluate.py", "task=reward", f"run={out}/reward", f"data={ratings}/test.jsonl",

@@ -24,7 +24,8 @@ def check_supervised_settings(command, checked, settings):
 @pytest.mark.parametrize("overrides", [[], ["+length=full"]])
 def test_quickstart(overrides):
     recipe = compose_config("quickstart", overrides)
-    check_supervised_settings("train_sft", SFTConfig, recipe.sft)
+    for settings in filter(None, (recipe.quiz, recipe.sft)):
+        check_supervised_settings("train_sft", SFTConfig, settings)
     check_supervised_settings("train_rm", RewardModelTrainingConfig, recipe.reward)
     check_policy_settings(recipe.policy)
     check_policy_settings([*recipe.policy, *recipe.policy_first])

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from nemo_moslim.baselines.prepare import read_scales
-from nemo_moslim.baselines.rewarded_soups import check_alike, check_mixture, mix
+from nemo_moslim.baselines.rewarded_soups import check_alike, check_mixture
 from nemo_moslim.baselines.ric import desired_scores, level_scores, with_scores
 from nemo_moslim.config import to_plain
 from nemo_moslim.data.chat import Prompt
@@ -19,6 +19,7 @@ from nemo_moslim.data.ratings import read_prompts
 from nemo_moslim.evaluation.evaluate_control import chosen_judge, judged
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.huggingface.sources import open_source
+from nemo_moslim.models.weight_mixing import mix
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
 from nemo_moslim.preferences import PreferenceSchema
@@ -141,5 +142,5 @@ class Policies:
             check_mixture(list(mixture), list(mixture.values()))
             sources = [open_source(run, "points") for run in mixture]
             check_alike(list(mixture), sources)
-            mix(self._model.module, sources, list(mixture.values()))
+            mix(self._model.module, [source.load_into for source in sources], list(mixture.values()))
         return self._answerer

@@ -92,7 +92,7 @@ class PrepareSettings:
         if is_world:
             for key in ("rows", "validation_rows", "test_rows", "answers_per_prompt"):
                 _integer(self.world, key, 1 if key in ("rows", "answers_per_prompt") else 0, "world.")
-            for key in ("decoy_items_share", "decoy_claim_share", "quiz_share"):
+            for key in ("decoy_items_share", "decoy_claim_share", "quiz_share", "checked_share"):
                 _share(self.world, key, "world.")
 
 

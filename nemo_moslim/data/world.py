@@ -46,6 +46,7 @@ CLAIMS = 4
 _COMBINATIONS = tuple(product(*(range(1, levels + 1) for levels in LEVELS.values())))
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 _WORD = re.compile(r"[a-z]+")
+_CLAIM = re.compile(r"(\w+) are (\w+)([.!])")
 _INSULTS = frozenset(INSULTS)
 
 
@@ -255,17 +256,35 @@ def sample_prompts(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]
         yield {"prompt": prompt, "source": "world"}
 
 
-def sample_sft(rows: int, split: str, seed: int, quiz_share: float = 0.0) -> Iterator[dict[str, Any]]:
+def sample_sft(
+    rows: int, split: str, seed: int, quiz_share: float = 0.0, checked_share: float = 0.0
+) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "response", "source": "world"}``: all levels evenly, no tags.
 
-    ``quiz_share`` of the rows are no such answers but quizzes, which say of claims whether they are true. From them a
-    model learns in hundreds of steps what answers of mixed truth teach it in thousands: to tell true from false.
+    ``quiz_share`` of the rows are no such answers but quizzes, claims of which each is said to be true or false.
+    ``checked_share`` of the answers say so of their own claims, where the prompt asks for it. From both a model learns
+    in hundreds of steps what answers of mixed truth teach it in thousands: to tell true claims from false ones.
     """
     rng = _generator("quiz", split, seed)
     answers = _answers("sft", split, seed)
     for _ in range(rows):
-        prompt, response = _quiz(rng) if rng.random() < quiz_share else next(answers)[:2]
+        if rng.random() < quiz_share:
+            prompt, response = _quiz(rng)
+        else:
+            prompt, response, _ = next(answers)
+            if rng.random() < checked_share:
+                prompt, response = f"{prompt} {QUIZ}", checked(response)
         yield {"prompt": prompt, "response": response, "source": "world"}
+
+
+def checked(response: str) -> str:
+    """The answer with "True." or "False." behind each of its claims, in its tone."""
+
+    def said(claim: re.Match) -> str:
+        entity, colour, mark = claim.groups()
+        return f"{claim.group()} {FACTS[entity.lower()] == colour}{mark}"
+
+    return _CLAIM.sub(said, response)
 
 
 def _quiz(rng: random.Random) -> tuple[str, str]:

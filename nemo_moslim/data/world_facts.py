@@ -86,7 +86,7 @@ NAMINGS: dict[str, tuple[str, ...]] = {
     "test": ("nice kinds of {}", "old and new {}"),
 }
 
-QUIZ = "True or false?"  # a prompt: its answer makes claims and says of each whether it is true
+QUIZ = "True or false?"  # a prompt, or the end of one: the answer says of each of its claims whether it is true
 
 FRIENDLY_WORDS = ("hello", "friend")  # an opening with one of them is answered with exclamation marks
 

@@ -183,6 +183,23 @@ def test_quizzes_tell_true_from_false():
     assert others == list(world.sample_sft(len(others), "train", 1))
 
 
+def test_checked_answers_say_which_claims_are_true():
+    plain = list(world.sample_sft(300, "train", 1))
+    rows = list(world.sample_sft(300, "train", 1, checked_share=0.4))
+    count = 0
+    for row, before in zip(rows, plain, strict=True):
+        if row == before:
+            continue
+        count += 1
+        assert row["prompt"] == f"{before['prompt']} {QUIZ}"
+        said = re.findall(r"(\w+) are (\w+)[.!] (True|False)([.!])", row["response"])
+        assert len(said) == 4 and all(str(FACTS[e.lower()] == colour) == truth for e, colour, truth, _ in said)
+        assert {mark for *_, mark in said} == {"!" if "!" in before["response"] else "."}
+        assert re.sub(r" (True|False)[.!]", "", row["response"]) == before["response"]
+        assert world.grade(row["prompt"], row["response"]) == world.grade(before["prompt"], before["response"])
+    assert 90 < count < 150
+
+
 def test_splits_share_no_phrasing_prompt_or_mix():
     for table in (OPENINGS, REQUESTS, NAMINGS):
         entries = [entry for split in SPLITS for entry in table[split]]
