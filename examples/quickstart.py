@@ -26,7 +26,8 @@ def main(config):
     recipe.run("sft data", "prepare_data.py", "task=sft", *world, f"output={sft}", *config.sft_data)
     recipe.run("ratings", "prepare_data.py", "task=ratings", *world, f"output={ratings}", *config.ratings)
     recipe.run("prompts", "prepare_data.py", "task=prompts", *world, f"output={prompts}", *config.prompts)
-    recipe.run("tokenizer", "prepare_data.py", "task=tokenizer", f"input={sft}/train.jsonl", "vocab_size=1024",
+    texts = ",".join(f"{folder}/train.jsonl" for folder in ([quiz, sft] if config.quiz else [sft]))
+    recipe.run("tokenizer", "prepare_data.py", "task=tokenizer", f"input=[{texts}]", "vocab_size=1024",
                f"output={tokenizer}")  # fmt: skip
     if config.quiz:
         recipe.run("quiz", "train_sft.py", f"data={quiz}", f"tokenizer={tokenizer}", f"run_dir={out}/quiz",

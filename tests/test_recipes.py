@@ -21,7 +21,7 @@ def check_supervised_settings(command, checked, settings):
     check_batch(config.parallel, config.batch.global_size, config.batch.micro_size, RANKS)
 
 
-@pytest.mark.parametrize("overrides", [[], ["+length=full"]])
+@pytest.mark.parametrize("overrides", [[], ["+length=quiz"], ["+length=full"]])
 def test_quickstart(overrides):
     recipe = compose_config("quickstart", overrides)
     for settings in filter(None, (recipe.quiz, recipe.sft)):

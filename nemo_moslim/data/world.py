@@ -43,6 +43,7 @@ from nemo_moslim.preferences import PreferenceSchema
 
 LEVELS = {"helpfulness": 5, "honesty": 5, "harmless": 2}
 CLAIMS = 4
+QUIZ_CLAIMS = (1, 1, 1, 2, 3, 4)
 _COMBINATIONS = tuple(product(*(range(1, levels + 1) for levels in LEVELS.values())))
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 _WORD = re.compile(r"[a-z]+")
@@ -288,10 +289,13 @@ def checked(response: str) -> str:
 
 
 def _quiz(rng: random.Random) -> tuple[str, str]:
-    """QUIZ and "Jays are red. False. Swans are white. True.": one to four claims about entities of one category."""
+    """QUIZ and "Jays are red. False. Swans are white. True.": one to four claims about entities of one category.
+
+    Half of them make one claim: with nothing beside it, what decides is found soonest.
+    """
     category = rng.choice(list(CATEGORIES))
     said = []
-    for entity in rng.sample(CATEGORIES[category], rng.randint(1, CLAIMS)):
+    for entity in rng.sample(CATEGORIES[category], rng.choice(QUIZ_CLAIMS)):
         is_true = rng.random() < 0.5
         colour = FACTS[entity] if is_true else rng.choice([colour for colour in COLOURS if colour != FACTS[entity]])
         said.append(f"{entity.capitalize()} are {colour}. {is_true}.")
