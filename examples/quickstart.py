@@ -17,10 +17,8 @@ def main(config):
 
     out = Path(config.output)
     recipe = Recipe(out, stages=12 + 2 * bool(config.quiz) + bool(config.policy_first))
-    quiz, sft, ratings, prompts, tokenizer = (
-        out / "data" / name for name in ("quiz", "sft", "ratings", "prompts", "tokenizer")
-    )
-    world = ("source=world", "seed=1")
+    data, world = out / "data", ("source=world", "seed=1")
+    quiz, sft, ratings, prompts, tokenizer = map(data.joinpath, ("quiz", "sft", "ratings", "prompts", "tokenizer"))
     if config.quiz:
         recipe.run("quiz data", "prepare_data.py", "task=sft", *world, f"output={quiz}", *config.quiz_data)
     recipe.run("sft data", "prepare_data.py", "task=sft", *world, f"output={sft}", *config.sft_data)
@@ -38,13 +36,8 @@ def main(config):
                *config.reward, ranks=2)  # fmt: skip
     recipe.run("reward evaluation", "evaluate.py", "task=reward", f"run={out}/reward", f"data={ratings}/test.jsonl",
                f"output={out}/report/reward.json", ranks=2)  # fmt: skip
-    policy = (
-        "train_policy.py",
-        f"policy={out}/sft",
-        f"reward={out}/reward",
-        f"data={prompts}",
-        f"run_dir={out}/policy",
-    )
+    models = (f"policy={out}/sft", f"reward={out}/reward")
+    policy = ("train_policy.py", *models, f"data={prompts}", f"run_dir={out}/policy")
     if config.policy_first:
         recipe.run("policy, first steps", *policy, *config.policy, *config.policy_first, ranks=2)
     recipe.run("policy", *policy, *config.policy, ranks=2)
