@@ -57,8 +57,9 @@ def average_checkpoints(
     It stands for the run where `trainer.monitor` is better than that of the best single checkpoint. NAME is the newest.
     """
     newest = list_checkpoints(config.run_dir, with_optimizer=True)[-config.average_checkpoints :]
-    if newest[-1].with_name(newest[-1].name + AVERAGED).is_dir():
-        return
+    record = best_record(config.run_dir)
+    if record and record["checkpoint"] == newest[-1].name + AVERAGED:
+        return  # otherwise it is made again: a kill may have come between its name and its mark
     loads = [partial(load_weights, checkpoint=checkpoint) for checkpoint in newest]
     mix(unwrapped(model), loads, [1 / len(newest)] * len(newest))
     measure_statistics(model, config, train)
