@@ -1,6 +1,6 @@
 """Policies from one start, trained with different settings and measured alike: algorithms, or one thing at a time.
 
-python examples/policy_table.py start=runs/quickstart-full output=DIR policy_runs=algorithms|ablations
+python examples/policy_table.py start=runs/quickstart output=DIR policy_runs=algorithms|ablations
 """
 
 import json
@@ -19,19 +19,15 @@ def main(config):
         if not (start / name).is_dir():
             raise ValueError(f"start={start}: no {name} there; give the folder of a finished quickstart")
     prompts = start / "data/prompts"
-    first_steps = sum("first" in run for run in config.runs.values())
-    recipe = Recipe(out, stages=len(config.rewards) + 2 * len(config.runs) + first_steps)
+    recipe = Recipe(out, stages=len(config.rewards) + 2 * len(config.runs))
     for name, settings in config.rewards.items():
         recipe.run(f"reward model {name}", "train_rm.py", f"model.init={start}/sft", f"data={start}/data/ratings",
                    f"run_dir={out}/reward-{name}", *config.reward, *settings, ranks=config.ranks)  # fmt: skip
     reports = {}
     for name, run in config.runs.items():
         reward = out / f"reward-{run.reward}" if run.reward else start / "reward"
-        policy = ("train_policy.py", f"policy={start}/sft", f"reward={reward}", f"data={prompts}",
-                  f"run_dir={out}/{name}", *config.policy, *run.settings)  # fmt: skip
-        if "first" in run:
-            recipe.run(f"{name}, first steps", *policy, *run.first, ranks=config.ranks)
-        recipe.run(name, *policy, ranks=config.ranks)
+        recipe.run(name, "train_policy.py", f"policy={start}/sft", f"reward={reward}", f"data={prompts}",
+                   f"run_dir={out}/{name}", *config.policy, *run.settings, ranks=config.ranks)  # fmt: skip
         recipe.run(f"{name} evaluation", "evaluate.py", "task=controllability", f"policy={out}/{name}",
                    f"reward={reward}", f"data={prompts}/test.jsonl", f"train={prompts}/train.jsonl",
                    f"output={out}/{name}/report", *config.evaluate, ranks=config.ranks)  # fmt: skip

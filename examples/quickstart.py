@@ -1,4 +1,4 @@
-"""The method on the embedded world, on this machine's CPU: data, SFT, reward model, policy, evaluation, export.
+"""The whole method on the embedded world, on this machine: data, quiz, SFT, reward model, policy, evaluation, export.
 
 python examples/quickstart.py        (make quickstart)
 """
@@ -16,31 +16,25 @@ def main(config):
     from nemo_moslim.stages import Recipe
 
     out = Path(config.output)
-    recipe = Recipe(out, stages=12 + 2 * bool(config.quiz) + bool(config.policy_first))
+    recipe = Recipe(out, stages=14)
     data, world = out / "data", ("source=world", "seed=1")
     quiz, sft, ratings, prompts, tokenizer = map(data.joinpath, ("quiz", "sft", "ratings", "prompts", "tokenizer"))
-    if config.quiz:
-        recipe.run("quiz data", "prepare_data.py", "task=sft", *world, f"output={quiz}", *config.quiz_data)
+    recipe.run("quiz data", "prepare_data.py", "task=sft", *world, f"output={quiz}", *config.quiz_data)
     recipe.run("sft data", "prepare_data.py", "task=sft", *world, f"output={sft}", *config.sft_data)
     recipe.run("ratings", "prepare_data.py", "task=ratings", *world, f"output={ratings}", *config.ratings)
     recipe.run("prompts", "prepare_data.py", "task=prompts", *world, f"output={prompts}", *config.prompts)
-    texts = ",".join(f"{folder}/train.jsonl" for folder in ([quiz, sft] if config.quiz else [sft]))
-    recipe.run("tokenizer", "prepare_data.py", "task=tokenizer", f"input=[{texts}]", "vocab_size=1024",
-               f"output={tokenizer}")  # fmt: skip
-    if config.quiz:
-        recipe.run("quiz", "train_sft.py", f"data={quiz}", f"tokenizer={tokenizer}", f"run_dir={out}/quiz",
-                   *config.quiz, ranks=2)  # fmt: skip
-    start = f"model.init={out}/quiz" if config.quiz else f"tokenizer={tokenizer}"
-    recipe.run("sft", "train_sft.py", start, f"data={sft}", f"run_dir={out}/sft", *config.sft, ranks=2)
+    recipe.run("tokenizer", "prepare_data.py", "task=tokenizer", f"input=[{quiz}/train.jsonl,{sft}/train.jsonl]",
+               "vocab_size=1024", f"output={tokenizer}")  # fmt: skip
+    recipe.run("quiz", "train_sft.py", f"tokenizer={tokenizer}", f"data={quiz}", f"run_dir={out}/quiz",
+               *config.quiz, ranks=2)  # fmt: skip
+    recipe.run("sft", "train_sft.py", f"model.init={out}/quiz", f"data={sft}", f"run_dir={out}/sft",
+               *config.sft, ranks=2)  # fmt: skip
     recipe.run("reward model", "train_rm.py", f"model.init={out}/sft", f"data={ratings}", f"run_dir={out}/reward",
                *config.reward, ranks=2)  # fmt: skip
     recipe.run("reward evaluation", "evaluate.py", "task=reward", f"run={out}/reward", f"data={ratings}/test.jsonl",
                f"output={out}/report/reward.json", ranks=2)  # fmt: skip
-    models = (f"policy={out}/sft", f"reward={out}/reward")
-    policy = ("train_policy.py", *models, f"data={prompts}", f"run_dir={out}/policy")
-    if config.policy_first:
-        recipe.run("policy, first steps", *policy, *config.policy, *config.policy_first, ranks=2)
-    recipe.run("policy", *policy, *config.policy, ranks=2)
+    recipe.run("policy", "train_policy.py", f"policy={out}/sft", f"reward={out}/reward", f"data={prompts}",
+               f"run_dir={out}/policy", *config.policy, ranks=2)  # fmt: skip
     recipe.run("control evaluation", "evaluate.py", "task=controllability", f"policy={out}/policy",
                f"reward={out}/reward", f"data={prompts}/test.jsonl", f"train={prompts}/train.jsonl",
                f"output={out}/report", ranks=2)  # fmt: skip

@@ -21,14 +21,13 @@ def check_supervised_settings(command, checked, settings):
     check_batch(config.parallel, config.batch.global_size, config.batch.micro_size, RANKS)
 
 
-@pytest.mark.parametrize("overrides", [[], ["+length=quiz"], ["+length=full"]])
+@pytest.mark.parametrize("overrides", [[], ["+length=full"]])
 def test_quickstart(overrides):
     recipe = compose_config("quickstart", overrides)
-    for settings in filter(None, (recipe.quiz, recipe.sft)):
+    for settings in (recipe.quiz, recipe.sft):
         check_supervised_settings("train_sft", SFTConfig, settings)
     check_supervised_settings("train_rm", RewardModelTrainingConfig, recipe.reward)
     check_policy_settings(recipe.policy)
-    check_policy_settings([*recipe.policy, *recipe.policy_first])
 
 
 @pytest.mark.parametrize("runs", ["algorithms", "ablations"])
@@ -38,7 +37,6 @@ def test_policy_table(runs):
         check_supervised_settings("train_rm", RewardModelTrainingConfig, [*recipe.reward, *settings])
     for run in recipe.runs.values():
         check_policy_settings([*recipe.policy, *run.settings])
-        check_policy_settings([*recipe.policy, *run.settings, *run.get("first", [])])
 
 
 def test_real_data():

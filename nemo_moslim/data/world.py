@@ -44,6 +44,8 @@ from nemo_moslim.preferences import PreferenceSchema
 LEVELS = {"helpfulness": 5, "honesty": 5, "harmless": 2}
 CLAIMS = 4
 QUIZ_CLAIMS = (1, 1, 1, 2, 3, 4)
+QUIZ_TRUTH = (0.8, 0.2)
+QUIZ_MISTAKES = dict(zip(COLOURS, (4, 4, 4, 1, 1, 1), strict=True))
 _COMBINATIONS = tuple(product(*(range(1, levels + 1) for levels in LEVELS.values())))
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 _WORD = re.compile(r"[a-z]+")
@@ -291,12 +293,17 @@ def checked(response: str) -> str:
 def _quiz(rng: random.Random) -> tuple[str, str]:
     """QUIZ and "Jays are red. False. Swans are white. True.": one to four claims about entities of one category.
 
-    Half of them make one claim: with nothing beside it, what decides is found soonest.
+    Half of them make one claim: with nothing beside it, what decides is found soonest. Whether a claim is true can be
+    guessed from its entity alone (every other one is mostly spoken of truly) and from its colour alone (the first three
+    are the usual mistakes): where neither says anything, a model is slow to find that the pair does.
     """
-    category = rng.choice(list(CATEGORIES))
+    number, (_, entities) = rng.choice(list(enumerate(CATEGORIES.items())))
     said = []
-    for entity in rng.sample(CATEGORIES[category], rng.choice(QUIZ_CLAIMS)):
-        is_true = rng.random() < 0.5
-        colour = FACTS[entity] if is_true else rng.choice([colour for colour in COLOURS if colour != FACTS[entity]])
+    for index in rng.sample(range(len(entities)), rng.choice(QUIZ_CLAIMS)):
+        entity = entities[index]
+        is_true = rng.random() < QUIZ_TRUTH[(number + index) % 2]
+        wrong = [colour for colour in COLOURS if colour != FACTS[entity]]
+        weights = [QUIZ_MISTAKES[colour] for colour in wrong]
+        colour = FACTS[entity] if is_true else rng.choices(wrong, weights)[0]
         said.append(f"{entity.capitalize()} are {colour}. {is_true}.")
     return QUIZ, " ".join(said)
