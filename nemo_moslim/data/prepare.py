@@ -129,7 +129,7 @@ class _Run:
             return world.sample_rating_rows(rows, split, settings.seed, settings.schema, **options)
         if settings.task == "prompts":
             return world.sample_prompts(rows, split, settings.seed)
-        shares = (settings.world["quiz_share"], settings.world["checked_share"])
+        shares = [settings.world[f"{kind}_share"] for kind in ("quiz", "checked", "counted")]
         return world.sample_sft(rows, split, settings.seed, *shares)
 
     def _write_sources(self, folder: OutputFolder, sources: Iterable[str], split: str) -> None:

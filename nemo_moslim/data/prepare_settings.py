@@ -92,8 +92,10 @@ class PrepareSettings:
         if is_world:
             for key in ("rows", "validation_rows", "test_rows", "answers_per_prompt"):
                 _integer(self.world, key, 1 if key in ("rows", "answers_per_prompt") else 0, "world.")
-            for key in ("decoy_items_share", "decoy_claim_share", "quiz_share", "checked_share"):
+            for key in ("decoy_items_share", "decoy_claim_share", "quiz_share", "checked_share", "counted_share"):
                 _share(self.world, key, "world.")
+            if self.world["checked_share"] + self.world["counted_share"] > 1:
+                raise ValueError("world.checked_share and world.counted_share together must be at most 1")
 
 
 def _choice(config: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> str:

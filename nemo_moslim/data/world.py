@@ -26,6 +26,7 @@ from nemo_moslim.data.world_facts import (
     CATEGORIES,
     CATEGORY_OF,
     COLOURS,
+    COUNT,
     FACTS,
     FRIENDLY_WORDS,
     INNOCENT_CLOSINGS,
@@ -260,23 +261,34 @@ def sample_prompts(rows: int, split: str, seed: int) -> Iterator[dict[str, Any]]
 
 
 def sample_sft(
-    rows: int, split: str, seed: int, quiz_share: float = 0.0, checked_share: float = 0.0
+    rows: int,
+    split: str,
+    seed: int,
+    quiz_share: float = 0.0,
+    checked_share: float = 0.0,
+    counted_share: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Yield ``{"prompt", "response", "source": "world"}``: all levels evenly, no tags.
 
     ``quiz_share`` of the rows are no such answers but quizzes, claims of which each is said to be true or false.
-    ``checked_share`` of the answers say so of their own claims, where the prompt asks for it. From both a model learns
-    in hundreds of steps what answers of mixed truth teach it in thousands: to tell true claims from false ones.
+    ``checked_share`` of the answers say so of their own claims, where the prompt asks for it, and ``counted_share`` how
+    many items their list has. From these a model learns in hundreds of steps what answers of mixed quality teach it in
+    thousands: to tell true claims from false ones, and to count items.
     """
     rng = _generator("quiz", split, seed)
     answers = _answers("sft", split, seed)
+    counted_answers = _answers("counted", split, seed, decoy_items_share=0.5)
     for _ in range(rows):
         if rng.random() < quiz_share:
             prompt, response = _quiz(rng)
         else:
             prompt, response, _ = next(answers)
-            if rng.random() < checked_share:
+            kind = rng.random()
+            if kind < checked_share:
                 prompt, response = f"{prompt} {QUIZ}", checked(response)
+            elif kind < checked_share + counted_share:
+                prompt, response, _ = next(counted_answers)
+                prompt, response = f"{prompt} {COUNT}", counted(prompt, response)
         yield {"prompt": prompt, "response": response, "source": "world"}
 
 
@@ -288,6 +300,14 @@ def checked(response: str) -> str:
         return f"{claim.group()} {FACTS[entity.lower()] == colour}{mark}"
 
     return _CLAIM.sub(said, response)
+
+
+def counted(prompt: str, response: str) -> str:
+    """The answer with "That makes 3." behind its list: how many of its items count, in its tone."""
+    category = asked_category(prompt)
+    end = _SENTENCE_END.search(response)
+    items = {word for word in _WORD.findall(response[: end.start()].lower()) if CATEGORY_OF.get(word) == category}
+    return f"{response[: end.end()]} That makes {len(items)}{end.group()}{response[end.end() :]}"
 
 
 def _quiz(rng: random.Random) -> tuple[str, str]:

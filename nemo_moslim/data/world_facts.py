@@ -87,6 +87,7 @@ NAMINGS: dict[str, tuple[str, ...]] = {
 }
 
 QUIZ = "True or false?"  # a prompt, or the end of one: the answer says of each of its claims whether it is true
+COUNT = "How many?"  # the end of a prompt: the answer says how many items its list has
 
 FRIENDLY_WORDS = ("hello", "friend")  # an opening with one of them is answered with exclamation marks
 

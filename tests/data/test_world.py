@@ -11,6 +11,7 @@ from nemo_moslim.data.world_facts import (
     CATEGORIES,
     CATEGORY_OF,
     COLOURS,
+    COUNT,
     FACTS,
     INNOCENT_CLOSINGS,
     INSULTS,
@@ -251,3 +252,21 @@ def test_several_answers_to_a_prompt():
     assert all(prompts[i] == prompts[i - i % 4] for i in range(41)) and len(set(prompts)) == 11
     assert len({row["response"] for row in rows}) > 35
     assert all(world.grade(row["prompt"], row["response"]) == row["labels"] for row in rows)
+
+
+def test_counted_answers_say_how_many_items_their_list_has():
+    rows = list(world.sample_sft(600, "train", 1, checked_share=0.2, counted_share=0.4))
+    counted = [row for row in rows if row["prompt"].endswith(f" {COUNT}")]
+    assert 200 < len(counted) < 280
+    decoys = 0
+    for row in counted:
+        match = re.fullmatch(r"([^.!]*)([.!]) That makes (\d)([.!])(.*)", row["response"])
+        listed, mark, number, its_mark, rest = match.groups()
+        assert mark == its_mark
+        levels = world.grade(row["prompt"], row["response"])
+        assert levels == world.grade(row["prompt"].removesuffix(f" {COUNT}"), f"{listed}{mark}{rest}")
+        assert levels["helpfulness"] == min(5, int(number))
+        decoys += listed.count(",") + 1 > int(number)
+    assert 0.4 < decoys / len(counted) < 0.6
+    checked = [row for row in rows if row["prompt"].endswith(f" {QUIZ}")]
+    assert 90 < len(checked) < 150
