@@ -141,7 +141,7 @@ def test_a_row_makes_a_family(trainings: Trainings, tokenizer_dir, tmp_path):
 
 
 def test_memory_of_import_and_export_is_that_of_files(trainings: Trainings, tokenizer_dir, tmp_path):
-    """A model of a dozen files: beside the model itself fewer than two of them are ever in memory (1.0 to 1.6 were seen)."""
+    """A model of a dozen files: beside the model itself fewer than two of them are ever in memory."""
     wide = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8)
     folder = stock_folder(FAMILIES["qwen2"], "policy", wide, tokenizer_dir, tmp_path / "stock", "16MB")
     files = [file.stat().st_size for file in folder.glob("model-*.safetensors")]
