@@ -93,7 +93,7 @@ def tiny_model() -> list[str]:
     """Arguments of every training here: 20 steps of 16 rows."""
     return [
         "model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.max_length=64",
-        "batch.global_size=16", "batch.micro_size=4", "batch.bucket_batches=4",
+        "model.init_std=0.02", "batch.global_size=16", "batch.micro_size=4", "batch.bucket_batches=4",
         "trainer.max_steps=20", "trainer.validate_every=10", "trainer.checkpoint_every=10", "trainer.log_every=1",
         "trainer.tensorboard=false", "optimizer.warmup_steps=4", "optimizer.lr=3e-3",
     ]  # fmt: skip
