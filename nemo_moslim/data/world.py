@@ -272,8 +272,8 @@ def sample_sft(
 
     ``quiz_share`` of the rows are no such answers but quizzes, claims of which each is said to be true or false.
     ``checked_share`` of the answers say so of their own claims, where the prompt asks for it, and ``counted_share`` how
-    many items their list has. From these a model learns in hundreds of steps what answers of mixed quality teach it in
-    thousands: to tell true claims from false ones, and to count items.
+    many items of their list count. From quizzes and checked claims a model learns in hundreds of steps what answers of
+    mixed truth teach it in thousands: to tell true from false.
     """
     rng = _generator("quiz", split, seed)
     answers = _answers("sft", split, seed)
