@@ -86,6 +86,12 @@ class InTurns(TrainerCallback):
         control.should_training_stop = not self._begin()
 
 
+def steps_of_a_turn(rows: int, global_size: int, steps: int, by_length: bool) -> int:
+    """Trainer's `group_by_length` sorts up to 50 steps' rows, longest first, so that a turn has to take all of them:
+    its shorter answers alone would be another task. Otherwise `steps`."""
+    return max(1, min(rows // (4 * global_size), 50)) if by_length else steps
+
+
 class RewardTraining:
     """See `peer.Workload`."""
 
@@ -111,6 +117,7 @@ class RewardTraining:
         """Train until the last turn."""
         task, levels = self.task, self.task["levels"]
         padding, training = Padding(task["pad_id"]), task["training"]
+        steps = steps_of_a_turn(len(self.rows), training["global_size"], task["steps"], variant["sorted"])
 
         def loss(outputs, labels: Tensor, num_items_in_batch) -> Tensor:
             return head_losses(outputs.logits, labels, levels) / num_items_in_batch
@@ -136,6 +143,6 @@ class RewardTraining:
             )
             trainer = Trainer(
                 model=self._model(), args=arguments, train_dataset=self.rows, data_collator=padding,
-                compute_loss_func=loss, callbacks=[InTurns(turn, padding, task["steps"])],
+                compute_loss_func=loss, callbacks=[InTurns(turn, padding, steps)],
             )  # fmt: skip
             trainer.train()

@@ -165,6 +165,8 @@ class SDPACoreAttention(MegatronModule):
       causal rule is added. A query that may attend to nothing gets zeros.
     """
 
+    takes_one_query = True  # per sequence, under a mask [B, 1, 1, Sk]
+
     def __init__(
         self,
         config: TransformerConfig,

@@ -85,6 +85,31 @@ class EarlyRotation(SelfAttention):
         query, key, value = super().get_query_key_value_tensors(hidden_states, key_value_states)
         return rotate(query, *self._rotation), rotate(key, *self._rotation), value
 
+    def attends_once(self, rotary_pos_emb: Tensor | tuple | None) -> bool:
+        """`attend_once` does what `forward` would."""
+        return self._rotates_early(rotary_pos_emb, None) and getattr(self.core_attention, "takes_one_query", False)
+
+    def attend_once(
+        self, hidden_states: Tensor, rows: Tensor, places: Tensor, rotary_pos_emb: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output and its bias at one place of each row, causal: [M, 1, H].
+
+        Args:
+            hidden_states: [S, B, H].
+            rows: int64 [M], none of them twice.
+            places: int64 [M].
+            rotary_pos_emb: angles [S, 1, 1, D].
+        """
+        cos, sin = (f(rotary_pos_emb).to(hidden_states.dtype) for f in (torch.cos, torch.sin))
+        query, key, value = self.get_query_key_value_tensors(hidden_states)
+        query = rotate(query[places, rows], cos[places, 0], sin[places, 0])[None]  # [1, M, N, D]
+        key = rotate(key, cos, sin)
+        if len(rows) < hidden_states.shape[1]:
+            key, value = key[:, rows], value[:, rows]
+        later = torch.arange(len(key), device=key.device) > places[:, None]
+        context = self.core_attention(query, key, value, later[:, None, None])
+        return self.linear_proj(context.transpose(0, 1))
+
     def _allocate_memory(self, inference_max_sequence_length: int, batch_size: int, dim: int, dtype: torch.dtype):
         """The cache [S, B, G, D] as megatron-core indexes it, each sequence's keys side by side in memory."""
         groups = self.num_query_groups_per_partition

@@ -1,7 +1,8 @@
-"""A model that is read at few positions: its last feed-forward layer runs at these alone.
+"""A model that is read at few positions: its last layer runs at these alone.
 
 A reward model is read at the token that ends each answer, a policy at the tokens before those of the answer. The last
-layer's attention needs every position; what follows it does not, so that nothing else changes.
+layer's attention needs the keys and values of every position; what follows it does not, nor do its queries, so that
+nothing else changes.
 
 Shapes: S sequence, B batch, H hidden, M positions that are read.
 """
@@ -15,16 +16,28 @@ from torch import Tensor
 
 
 class ReadableLayer(TransformerLayer):
-    """megatron-core's decoder layer; with `read` set, what follows its attention runs at those positions alone."""
+    """megatron-core's decoder layer; with `read` set, what follows its attention runs at those positions alone.
+
+    With `one_each` every row is read once: then, where the attention can (`EarlyRotation.attends_once`), a row has one
+    query too.
+    """
 
     read: tuple[Tensor, Tensor] | None = None  # rows and places, int64 [M] each
+    one_each: bool = False
 
-    def _forward_mlp(self, hidden_states: Tensor, *args) -> Tensor:
-        """[S, B, H] -> [S, B, H], or [M, 1, H] where `read` is set."""
-        if self.read is not None:
-            rows, places = self.read
-            hidden_states = hidden_states[places, rows][:, None]
-        return super()._forward_mlp(hidden_states, *args)
+    def _forward_attention(self, hidden_states: Tensor, *args, rotary_pos_emb: Tensor | None = None, **others):
+        """Hidden states [S, B, H] after the attention, or [M, 1, H] where `read` is set; no context."""
+        if self.read is None:
+            return super()._forward_attention(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **others)
+        rows, places = self.read
+        if not (self.one_each and self.self_attention.attends_once(rotary_pos_emb)):
+            attended, _ = super()._forward_attention(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **others)
+            return attended[places, rows][:, None], None
+        normed = self.input_layernorm(hidden_states)
+        attended = self.self_attention.attend_once(normed, rows, places, rotary_pos_emb)
+        with self.bias_dropout_add_exec_handler():
+            add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
+            return add(attended, hidden_states[places, rows][:, None], self.hidden_dropout), None
 
 
 def core_model(model: torch.nn.Module) -> torch.nn.Module:
@@ -35,8 +48,10 @@ def core_model(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @contextlib.contextmanager
-def reading(model: torch.nn.Module, rows: Tensor, places: Tensor) -> Iterator[bool]:
+def reading(model: torch.nn.Module, rows: Tensor, places: Tensor, one_each: bool = False) -> Iterator[bool]:
     """Inside, the last pipeline stage's hidden states are [M, 1, H], those of these rows and places; yields True.
+
+    `one_each` promises that no row is named twice.
 
     Yields False, and changes nothing, where that is not the last stage, or where it cannot be: with sequence
     parallelism (positions lie on other ranks), full recomputation (the layer runs again in the backward pass), FP8 (its
@@ -55,7 +70,7 @@ def reading(model: torch.nn.Module, rows: Tensor, places: Tensor) -> Iterator[bo
     if not early:
         yield False
         return
-    layer.read = rows, places
+    layer.read, layer.one_each = (rows, places), one_each
     try:
         yield True
     finally:

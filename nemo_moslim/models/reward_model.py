@@ -53,7 +53,7 @@ class PreferenceHead(TokenHead):
 def reward_model_step(model: nn.Module, batch: RewardBatch) -> Tensor:
     """NeMo's forward step: logits fp32 [B, C] at the tokens that end the answers, on the last pipeline stage."""
     rows = batch.rows
-    with reading(model, rows, batch.last_index) as early:
+    with reading(model, rows, batch.last_index, one_each=batch.packing is None) as early:
         output = model(batch.tokens, position_ids(batch.tokens), attention_mask=None, **packed_sequences(batch.packing))
     if not core_model(model).post_process:
         return output

@@ -134,6 +134,24 @@ def test_ratios_are_of_rounds_in_the_same_turn():
     assert summary(ours, by_tokens)["per_second"] == 50.0 and summary(ours, by_items)["per_second"] == 5.0
 
 
+@pytest.mark.parametrize("rows", [900, 60, 3])
+def test_a_turn_takes_all_rows_that_trainer_sorts_together(rows):
+    """Trainer's own order: lengths fall inside a turn, and jump up where the next one starts."""
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    from nemo_moslim.benchmark.peer_trainer import steps_of_a_turn
+
+    lengths = list(range(rows))
+    found = [lengths[i] for i in get_length_grouped_indices(lengths, 4)]
+    turn = 4 * steps_of_a_turn(rows, 4, 1, by_length=True)
+    assert turn == {900: 200, 60: 12, 3: 4}[rows]
+    for start in range(turn, rows, turn):  # the first turn's and another's longest rows change places
+        within = found[start : start + turn]
+        assert within[1:] == sorted(within[1:], reverse=True)
+        assert found[start] > found[start - 1]
+    assert steps_of_a_turn(rows, 4, 7, by_length=False) == 7
+
+
 def test_batch_sizes_that_do_not_divide_the_step_are_left_out():
     one = contest(config=config("peer_batch_sizes=[4,8,12,24]"), together=24)
     assert one._sizes(1) == [4, 8, 12, 24] and one._sizes(2) == [4, 12]

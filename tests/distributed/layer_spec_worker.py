@@ -181,35 +181,54 @@ def generate() -> dict[str, float]:
     return {"cache": (torch.cat(parts, dim=1) - full).abs().max().item(), "cache_scale": full.abs().max().item()}
 
 
+READS = {  # rows, places, whether no row is there twice
+    "repeated": ([0, 2, 2], [3, 1, LENGTH - 1], False),
+    "once": ([2, 0], [3, LENGTH - 1], True),
+    "every row once": ([0, 1, 2], [3, LENGTH - 1, 0], True),
+}
+
+
 def read_early() -> dict[str, float]:
-    """Logits and all gradients where the last feed-forward layer runs at three positions alone, and where at all."""
+    """Logits and all gradients where the last layer runs at a few positions alone, and where at all."""
     from nemo_moslim.models.read_positions import reading
 
-    model = make_model(make_config()).train()
-    randomize(model)
+    report = {}
+    for kind in ("dense", "dense with norms of queries and keys"):
+        model = make_model(make_config(**KINDS[kind])).train()
+        randomize(model)
+        for name, (rows, places, once) in READS.items():
+            report |= {f"{kind}_{name}_{k}": v for k, v in compare_reads(model, rows, places, once).items()}
+    model.config.recompute_granularity = "full"
+    with reading(model, torch.tensor(rows), torch.tensor(places)) as recomputed:
+        report["read_recomputed"] = float(recomputed)
+    return report
+
+
+def compare_reads(model, rows: list[int], places: list[int], once: bool) -> dict[str, float]:
+    from nemo_moslim.models.read_positions import reading
+
     tokens, positions = prompts()
-    rows, places = torch.tensor([0, 2, 2]), torch.tensor([3, 1, LENGTH - 1])
-    weights = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(3))
-    found = []
+    rows, places = torch.tensor(rows), torch.tensor(places)
+    weights = torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(3))
+    attention, found, calls = model.decoder.layers[-1].self_attention, [], []
+    original = attention.attend_once
+    attention.attend_once = lambda *args: (calls.append(1), original(*args))[1]
     for early in (False, True):
         model.zero_grad()
         if early:
-            with reading(model, rows, places) as is_early:
+            with reading(model, rows, places, one_each=once) as is_early:
                 logits = model(tokens, positions, None)[0]
         else:
             logits = model(tokens, positions, None)[rows, places]
         (logits * weights).sum().backward()
         found.append((logits.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    del attention.attend_once
     (plain, gradient), (read, read_gradient) = found
-    model.config.recompute_granularity = "full"
-    with reading(model, rows, places) as recomputed:
-        pass
     return {
-        "read_early": float(is_early),
-        "read_recomputed": float(recomputed),
-        "read_states": (plain - read).abs().max().item(),
-        "read_scale": plain.abs().max().item(),
-        "read_gradient": ((gradient - read_gradient).abs().max() / gradient.abs().max()).item(),
+        "early": float(is_early),
+        "attended_once": float(len(calls)),
+        "states": ((plain - read).abs().max() / plain.abs().max()).item(),
+        "gradient": ((gradient - read_gradient).abs().max() / gradient.abs().max()).item(),
     }
 
 

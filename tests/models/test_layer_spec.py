@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_spec_worker import KINDS
+from layer_spec_worker import KINDS, READS
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from training_client import ROOT
@@ -182,10 +182,16 @@ def test_kv_cache_in_steps_of_one_and_several_equals_one_forward(models):
     assert models["cache"] < 1e-5 * models["cache_scale"]
 
 
-def test_a_model_read_early_has_the_same_states_and_gradients(models):
-    assert models["read_early"] == 1.0 and models["read_recomputed"] == 0.0
-    assert models["read_states"] < 1e-5 * models["read_scale"]
-    assert models["read_gradient"] < 1e-5
+@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("kind", ["dense", "dense with norms of queries and keys"])
+def test_a_model_read_early_has_the_same_states_and_gradients(models, kind, name):
+    got = {k: models[f"{kind}_{name}_{k}"] for k in ("early", "attended_once", "states", "gradient")}
+    assert got["early"] == 1.0 and got["attended_once"] == float(READS[name][2])
+    assert got["states"] < 1e-5 and got["gradient"] < 1e-5
+
+
+def test_recomputation_is_not_read_early(models):
+    assert models["read_recomputed"] == 0.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
