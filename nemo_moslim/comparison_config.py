@@ -24,9 +24,11 @@ class BudgetConfig:
 
     weights: list[Any]  # of dimension -> weight; becomes list[dict[str, float]]
     vocab_size: int
+    quiz_data: list[str]
     sft_data: list[str]
     ratings: list[str]
     prompts: list[str]
+    quiz: list[str]
     sft: list[str]
     reward: list[str]
     policy: list[str]

@@ -113,10 +113,15 @@ class Bench:
         return self.study.stage(name, kind, script, *settings, ranks=self.study.ranks)
 
     def language_model(self, size: str = "") -> Path:
-        """The SFT model of a size; the first size's is every policy's start."""
+        """The SFT model of a size; the first size's is every policy's start. On the world it has seen the quiz before."""
         size = size or self.first_size
-        where = (f"data={self.sft_data}", f"tokenizer={self.tokenizer}")
-        return self.train(f"sft-{size}", "language model", "train_sft.py", *where, *self.config.sizes[size],
+        tokenizer, start = f"tokenizer={self.tokenizer}", list(self.config.sizes[size])
+        if self.is_world:
+            quiz = self._prepare("quiz-data", *self._source("sft", [], self.budget.quiz_data))
+            learnt = self.train(f"quiz-{size}", "language model", "train_sft.py", f"data={quiz}", tokenizer, *start,
+                                *self.budget.quiz)  # fmt: skip
+            start = [f"model.init={learnt}"]
+        return self.train(f"sft-{size}", "language model", "train_sft.py", f"data={self.sft_data}", tokenizer, *start,
                           *self.budget.sft)  # fmt: skip
 
     def reward_model(self, datatype: int = RIVALS_DATATYPE, size: str = "") -> Path:

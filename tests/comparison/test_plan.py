@@ -64,7 +64,7 @@ def test_what_each_method_needs(tmp_path):
         stages = needed(bench.study, entry)
         kinds = [stage.kind for stage in stages]
         counts[name] = (kinds.count("reward model"), kinds.count("policy"), kinds.count("sampling and scoring"))
-        assert kinds.count("language model") == 1
+        assert kinds.count("language model") == 2  # the quiz, then SFT
     assert counts == {
         "moslim": (1, 1, 0), "morlhf": (3, 4, 0), "rewarded_soups": (3, 3, 0), "gdpo": (3, 4, 0), "modpo": (3, 4, 1),
         "cpsft": (0, 1, 0), "cdpo": (0, 2, 0), "ric": (3, 3, 5),
