@@ -64,8 +64,8 @@ def test_the_report_of_all_methods_and_that_nothing_runs_twice(tmp_path, monkeyp
         assert len(found["points"]) == 2 and found["points"][0]["levels"]["helpfulness"]["mean"] == 5.0
         assert (found["control"] is not None) == (name in ("moslim", "cpsft", "cdpo", "ric"))
     costs = {name: found["cost"] for name, found in numbers["methods"].items()}
-    # language model, reward model and policy of 2 device-seconds each; three reward models and two policies
-    assert costs["moslim"]["all"] == 6.0 and costs["morlhf"]["policy"] == 4.0 and costs["moslim"]["answers"] == 12
+    # quiz, language model, reward model and policy of 2 device-seconds each; three reward models and two policies
+    assert costs["moslim"]["all"] == 8.0 and costs["morlhf"]["policy"] == 4.0 and costs["moslim"]["answers"] == 16
     assert report.read_text().count("<table>") == 7 and (tmp_path / "fronts.png").is_file()
     assert len(list((tmp_path / "tables").glob("*.csv"))) == 7 and "Table 8" in (tmp_path / "report.md").read_text()
     assert "Hypervolume" in capsys.readouterr().out
