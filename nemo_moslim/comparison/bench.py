@@ -113,7 +113,7 @@ class Bench:
         return self.study.stage(name, kind, script, *settings, ranks=self.study.ranks)
 
     def language_model(self, size: str = "") -> Path:
-        """The SFT model of a size; the first size's is every policy's start. On the world it has seen the quiz before."""
+        """The SFT model of a size; the first size's is every policy's start. On the world it begins with the quiz."""
         size = size or self.first_size
         tokenizer, start = f"tokenizer={self.tokenizer}", list(self.config.sizes[size])
         if self.is_world:
