@@ -86,8 +86,10 @@ class EarlyRotation(SelfAttention):
         return rotate(query, *self._rotation), rotate(key, *self._rotation), value
 
     def attends_once(self, rotary_pos_emb: Tensor | tuple | None) -> bool:
-        """`attend_once` does what `forward` would."""
-        return self._rotates_early(rotary_pos_emb, None) and getattr(self.core_attention, "takes_one_query", False)
+        """`attend_once` does what `forward` would; not with context parallelism, whose ranks lack keys."""
+        whole = self.config.context_parallel_size == 1
+        takes = whole and getattr(self.core_attention, "takes_one_query", False)
+        return takes and self._rotates_early(rotary_pos_emb, None)
 
     def attend_once(
         self, hidden_states: Tensor, rows: Tensor, places: Tensor, rotary_pos_emb: Tensor
