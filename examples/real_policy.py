@@ -1,4 +1,4 @@
-"""A policy on real prompts: tokenizer and SFT from real text, the real reward model, control on unseen prompts.
+"""A policy on real prompts: SFT on real text, the real reward model, PPO, control on unseen prompts.
 
 python examples/real_policy.py data=DIR output=DIR        (make real-policy DATA=DIR RUN=DIR)
 """
@@ -18,18 +18,17 @@ def main(config):
         if not file.is_file():
             raise ValueError(f"data={data}: no {file.relative_to(data)} there")
     reward = Path(config.reward) if config.reward else out / "reward-model/reward"
-    recipe = Recipe(out, stages=7 if config.reward else 8)
+    recipe = Recipe(out, stages=6 if config.reward else 7)
     if not config.reward:
         recipe.run("reward model", "real_reward_model.py", f"data={data}/ratings", f"output={out}/reward-model")
-    sft, tokenizer, prompts = (out / "data" / name for name in ("sft", "tokenizer", "prompts"))
+    sft, prompts = out / "data/sft", out / "data/prompts"
     text = f"input=[{','.join(map(str, files[:-2]))}]"
     recipe.run("sft data", "prepare_data.py", "task=sft", "source=table", text, "on_bad_row=quarantine",
                f"output={sft}")  # fmt: skip
-    recipe.run("tokenizer", "prepare_data.py", "task=tokenizer", f"input={sft}/train.jsonl",
-               f"vocab_size={config.vocab_size}", f"output={tokenizer}")  # fmt: skip
     recipe.run("prompts", "prepare_data.py", "task=prompts", "source=hh_rlhf", f"input={files[-2]}",
                f"validation={files[-1]}", f"exclude={sft}/train.jsonl", f"output={prompts}")  # fmt: skip
-    recipe.run("sft", "train_sft.py", f"data={sft}", f"tokenizer={tokenizer}", f"run_dir={out}/sft", *config.sft,
+    # the reward model's tokenizer: PPO's critic begins as that model and reads what the policy writes
+    recipe.run("sft", "train_sft.py", f"data={sft}", f"tokenizer={reward}", f"run_dir={out}/sft", *config.sft,
                ranks=2)  # fmt: skip
     ask = (f"data={prompts}/validation.jsonl", f"reward={reward}", *config.evaluate)
     recipe.run("control before", "evaluate.py", "task=controllability", f"policy={out}/sft", *ask,

@@ -33,6 +33,8 @@ class BudgetConfig:
     reward: list[str]
     policy: list[str]
     algorithms: dict[str, list[str]]
+    moslim: dict[str, list[str]]
+    weighted: list[str]
     cpsft: list[str]
     pairs: list[str]
     dpo: list[str]

@@ -1,8 +1,14 @@
 """The settings that recipes hand to their commands are accepted by these, on the two ranks that they start."""
 
+from functools import partial
+
 import pytest
 
 from nemo_moslim.cli import compose_config
+from nemo_moslim.comparison.bench import Bench
+from nemo_moslim.comparison.compare import planned
+from nemo_moslim.comparison.study import Study
+from nemo_moslim.comparison_config import CompareConfig
 from nemo_moslim.config import RewardModelTrainingConfig, SFTConfig, parse
 from nemo_moslim.parallel.layout_checks import check_batch, check_policy_batch
 from nemo_moslim.policy_config import PolicyTrainingConfig
@@ -44,3 +50,26 @@ def test_real_data():
     recipe = compose_config("real_policy")
     check_supervised_settings("train_sft", SFTConfig, recipe.sft)
     check_policy_settings(recipe.policy)
+
+
+@pytest.mark.parametrize("first", ["rloo", "ppo"])
+@pytest.mark.parametrize("budget", ["world", "smoke"])
+def test_comparison(budget, first, tmp_path):
+    """Every training of every method, with each algorithm for MOSLIM and either of two for the others."""
+    others = [name for name in ("rloo", "ppo", "online_dpo") if name != first]
+    settings = [f"budget={budget}", f"algorithms=[{','.join([first, *others])}]", "seeds=1", f"output={tmp_path}"]
+    if first == "ppo":
+        settings.append("methods=[moslim,morlhf,rewarded_soups]")  # GDPO needs groups of answers
+    composed = compose_config("compare", settings, path_keys=("output",), open_keys=("sizes",))
+    config = parse(composed, CompareConfig)
+    bench = Bench(Study(tmp_path, RANKS), config)
+    planned(bench)
+    checks = {
+        "train_sft.py": partial(check_supervised_settings, "train_sft", SFTConfig),
+        "train_rm.py": partial(check_supervised_settings, "train_rm", RewardModelTrainingConfig),
+        "train_policy.py": check_policy_settings,
+    }
+    trained = [stage for stage in bench.study.stages.values() if stage.script in checks]
+    assert {stage.script for stage in trained} == set(checks)
+    for stage in trained:
+        checks[stage.script](stage.settings)

@@ -149,17 +149,23 @@ class Bench:
             f"reward={listed(rewards)}", *self.budget.policy, *settings, f"trainer.seed={seed}",
         )  # fmt: skip
 
-    def algorithm(self, name: str = "") -> tuple[str, ...]:
-        """Settings of an online algorithm; of the first one where none is named."""
-        name = name or self.config.algorithms[0]
+    def algorithm(self, name: str) -> tuple[str, ...]:
+        """Settings of an online algorithm."""
         return (f"algorithm={name}", *self.budget.algorithms.get(name, []))
 
+    def tagged_policy(self, name: str, seed: int, datatype: int, size: str, algorithm: str) -> Path:
+        """MOSLIM's one policy; its tags are the DataType's, and so are its reward model's levels."""
+        algorithm = algorithm or self.config.algorithms[0]
+        chosen = (*self.algorithm(algorithm), *self.budget.moslim.get(algorithm, []))
+        return self.online_policy(name, seed, self.prompts(datatype), [self.reward_model(datatype, size)], *chosen)
+
     def weighted_policy(self, name: str, weights: Mapping[str, float], seed: int, objective: str) -> Path:
-        """A policy for one weight vector; only the reward models that count are asked."""
+        """A policy for one weight vector, one of several; only the reward models that count are asked."""
         counted = {dimension: weight for dimension, weight in weights.items() if weight > 0}
         rewards = [self.single_reward_model(dimension) for dimension in counted]
-        chosen = (*self.algorithm(), f"objective={objective}", f"objective.weights={mapped(counted)}")
-        return self.online_policy(f"{name}-{short(weights)}", seed, self.prompts(), rewards, *chosen)
+        chosen = (*self.algorithm(self.config.algorithms[0]), *self.budget.weighted)
+        objective = (f"objective={objective}", f"objective.weights={mapped(counted)}")
+        return self.online_policy(f"{name}-{short(weights)}", seed, self.prompts(), rewards, *chosen, *objective)
 
     def offline_policy(self, name: str, script: str, init: Path, data: Path, seed: int, *settings: str) -> Path:
         """A policy trained on fixed data from another one."""

@@ -17,9 +17,7 @@ def moslim(
     bench: Bench, seed: int, *, name: str = "moslim", datatype: int = 4, size: str = "", algorithm: str = ""
 ) -> list[Point]:
     """One multi-head reward model, one policy that reads tags."""
-    rewards = [bench.reward_model(datatype, size)]
-    policy = bench.online_policy(name, seed, bench.prompts(datatype), rewards, *bench.algorithm(algorithm))
-    return tagged_points(bench, name, seed, policy, datatype)
+    return tagged_points(bench, name, seed, bench.tagged_policy(name, seed, datatype, size, algorithm), datatype)
 
 
 def morlhf(bench: Bench, seed: int) -> list[Point]:

@@ -26,7 +26,7 @@ from nemo_moslim.functional.classification import check_levels_for_loss
 from nemo_moslim.huggingface.sources import open_source
 from nemo_moslim.model_config import ModelConfig
 from nemo_moslim.models.backbone import backbone_settings, dispatch_settings, run_settings
-from nemo_moslim.models.initial_weights import Source
+from nemo_moslim.models.initial_weights import Source, tokenizer_folder
 from nemo_moslim.models.policy import PolicyConfig, PolicyModel
 from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
 from nemo_moslim.models.summed_loss import SummedLossModel
@@ -37,7 +37,7 @@ from nemo_moslim.parallel.platform import this_platform
 from nemo_moslim.parallel.start_checks import check_supervised
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.rollout.open_model import nemo_tokenizer
-from nemo_moslim.run_folder import list_checkpoints, write_atomically
+from nemo_moslim.run_folder import is_run, list_checkpoints, resolve_checkpoint, write_atomically
 from nemo_moslim.training.checkpoint import RunCheckpoint, StopOnSignal, check_monitor
 from nemo_moslim.training.data_module import StepDataModule
 from nemo_moslim.training.experiment_loggers import experiment_loggers
@@ -115,11 +115,13 @@ class SupervisedSetup:
         if not torch.cuda.is_available():
             cpu.enable()
         self.source: Source | None = open_source(config.model.init) if config.model.init else None
-        tokenizer_folder = config.tokenizer or (self.source and self.source.tokenizer_folder)
-        if not tokenizer_folder:
-            raise ValueError("tokenizer is not set: give tokenizer=DIR, or model.init=RUN|HF_DIR to take its tokenizer")
-        self.tokenizer_folder = str(tokenizer_folder)
-        self.encoder = ChatEncoder(load_tokenizer(tokenizer_folder))
+        folder = config.tokenizer or (self.source and self.source.tokenizer_folder)
+        if not folder:
+            raise ValueError(
+                "tokenizer is not set: give tokenizer=DIR|RUN, or model.init=RUN|HF_DIR to take its tokenizer"
+            )
+        self.tokenizer_folder = str(tokenizer_folder(resolve_checkpoint(folder)) if is_run(folder) else folder)
+        self.encoder = ChatEncoder(load_tokenizer(self.tokenizer_folder))
         self._check_model()
 
     def _check_model(self) -> None:
