@@ -34,7 +34,7 @@ class BudgetConfig:
     policy: list[str]
     algorithms: dict[str, list[str]]
     moslim: dict[str, list[str]]
-    weighted: list[str]
+    weighted: dict[str, list[str]]
     cpsft: list[str]
     pairs: list[str]
     dpo: list[str]

@@ -163,9 +163,9 @@ class Bench:
         """A policy for one weight vector, one of several; only the reward models that count are asked."""
         counted = {dimension: weight for dimension, weight in weights.items() if weight > 0}
         rewards = [self.single_reward_model(dimension) for dimension in counted]
-        chosen = (*self.algorithm(self.config.algorithms[0]), *self.budget.weighted)
-        objective = (f"objective={objective}", f"objective.weights={mapped(counted)}")
-        return self.online_policy(f"{name}-{short(weights)}", seed, self.prompts(), rewards, *chosen, *objective)
+        chosen = (f"objective={objective}", f"objective.weights={mapped(counted)}",
+                  *self.algorithm(self.config.algorithms[0]), *self.budget.weighted.get(objective, []))  # fmt: skip
+        return self.online_policy(f"{name}-{short(weights)}", seed, self.prompts(), rewards, *chosen)
 
     def offline_policy(self, name: str, script: str, init: Path, data: Path, seed: int, *settings: str) -> Path:
         """A policy trained on fixed data from another one."""

@@ -93,7 +93,7 @@ class PolicyTraining:
                 raise
             self.step += 1
             try:
-                validation = self._validate() if self.step % trainer.validate_every == 0 else {}
+                validation = self._validate() if self._validation_is_due() else {}
             except ServiceUnavailable:  # the step itself is done
                 self._finish_step(row, {}, started, save=True)
                 raise
@@ -104,6 +104,11 @@ class PolicyTraining:
             if stopping and self.step < trainer.max_steps:
                 self._tell_stopping()
                 break
+
+    def _validation_is_due(self) -> bool:
+        """Also after the last step, which could not be the best one otherwise."""
+        trainer = self.config.trainer
+        return self.step % trainer.validate_every == 0 or self.step == trainer.max_steps
 
     def _finish_step(self, row: dict, validation: dict[str, float], started: float, save: bool) -> None:
         """The step's row and, with `save`, its checkpoint.
