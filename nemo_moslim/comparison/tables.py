@@ -123,7 +123,8 @@ def variant_table(
     for label, (size, algorithm) in rows.items():
         cells = [_levels(numbers, variant_name(size, algorithm, datatype, base)) for datatype in datatypes]
         lines.append([label, *(cell for group in cells for cell in group)])
-    return Table(name, title, f"Mean obtained level at the weights {_even_weights(numbers)}.", header, lines)
+    note = f"Mean obtained level at the weights {_even_weights(numbers)}. Trainings are as long as the budget says."
+    return Table(name, title, note, header, lines)
 
 
 def hypervolume_table(numbers: Numbers) -> Table:
@@ -138,7 +139,8 @@ def hypervolume_table(numbers: Numbers) -> Table:
               *(f"{name} less MOSLIM's" for name in names)]  # fmt: skip
     note = (
         "Share of the cube from the lowest to the highest levels that the points at the common weight vectors "
-        f"dominate; reference point: the lowest levels. Levels less MOSLIM's at {_even_weights(numbers)}; differences "
+        "dominate; reference point: the lowest levels. A point that is best in every dimension is a front by itself. "
+        f"Levels less MOSLIM's at {_even_weights(numbers)}; differences "
         "are paired by prompt and seed."
     )
     return Table("hypervolume", "Hypervolume, and differences to MOSLIM", note, header, rows)
@@ -147,7 +149,10 @@ def hypervolume_table(numbers: Numbers) -> Table:
 def weights_table(numbers: Numbers) -> Table:
     """How points move with the weights."""
     rows = [[method, *found["follows_weights"].values()] for method, found in numbers["methods"].items()]
-    note = "Spearman's correlation of a dimension's weight and its mean level over the common weight vectors."
+    note = (
+        "Spearman's correlation of a dimension's weight and its mean level over the common weight vectors, few points: "
+        "a dimension that is at its top at several weights has less than 1."
+    )
     return Table("follows_weights", "Does it move with the weights?", note, ["method", *numbers["schema"]], rows)
 
 
@@ -160,10 +165,11 @@ def cost_table(numbers: Numbers) -> Table:
          cost["all"] / ours if ours else None, cost["reward models"], cost["policies"], int(cost["answers"])]
         for method, cost in costs.items()
     ]  # fmt: skip
-    header = ["method", *COST_KINDS, "all", "all / MOSLIM's", "reward models", "policies", "answers sampled"]
+    header = ["method", *COST_KINDS, "all", "all / MOSLIM's", "reward models", "policy trainings", "answers sampled"]
     note = (
         "Device-seconds of training and sampling for one seed and all common weight vectors, shared stages counted for "
-        "every method that needs them; start-up, evaluation and data preparation are left out."
+        "every method that needs them; start-up, evaluation and data preparation are left out. How long each training "
+        "is was chosen in the budget (configuration below)."
     )
     return Table("table8_cost", "Cost (the paper's Table 8)", note, header, rows)
 
@@ -182,8 +188,8 @@ def control_table(numbers: Numbers) -> Table:
             rows.append([method, *cells, found["control"]["overall"]["all_hit"]])
     header = ["method", *(f"{name} {key.replace('_', ' ')}" for name in names for key in CONTROL_COLUMNS), "all hit"]
     note = (
-        "Test prompts that ask for one to three random levels, answers of all seeds together. Methods without tags are "
-        "not in it: nothing can be asked of them."
+        "Test prompts that ask for one to three random levels, answers of all seeds together and taken as independent "
+        "for the intervals. Methods without tags are not in it: nothing can be asked of them."
     )
     return Table("control", "Control", note, header, rows)
 
