@@ -33,3 +33,5 @@ RUN python -m pip install --no-cache-dir --no-deps . \
 
 RUN useradd --create-home --uid 10001 moslim
 USER 10001
+# matrix products in fp32 (the reward model's heads) are fp32: NVIDIA's images turn TF32 on
+ENV TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=0

@@ -271,6 +271,8 @@ def _call(
 
         print(OmegaConf.to_yaml(config, resolve=True), end="")
         return 0
+    # Hopper and before: communication starts ahead of the matrix product that hides it. Read when CUDA starts.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     return function(config)
 
 

@@ -34,7 +34,7 @@ set_environment() {
   export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
   # A rank that is gone: the others' collectives fail after this many seconds, the step ends, and --kill-on-bad-exit takes
   # the rest down. (NeMo hands the number to torch as the timeout of train_sft's and train_rm's groups; train_policy's keep
-  # torch's ten minutes.) Longer than the slowest phase in which ranks wait for one another: reading initial weights, or
+  # torch's own.) Longer than the slowest phase in which ranks wait for one another: reading initial weights, or
   # writing a checkpoint.
   export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=${TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC:-1800}
   # On such a timeout every rank writes its last collectives, which shows the rank that did not come.

@@ -53,8 +53,10 @@ class BackboneConfig:
         if cpu.enabled():
             for name, value in cpu.cpu_model_overrides().items():
                 setattr(self, name, value)
-        elif self.num_moe_experts and has_transformer_engine():
-            self.moe_grouped_gemm = self.moe_permute_fusion = True
+        elif has_transformer_engine():
+            self.bias_activation_fusion = True  # SwiGLU in one kernel; without the engine GatedMLP does it
+            if self.num_moe_experts:
+                self.moe_grouped_gemm = self.moe_permute_fusion = True
         with torch.random.fork_rng(devices=[]):
             # megatron-core's CPU initialisation draws from torch's generator, seeded alike on all ranks: without this,
             # pipeline stages would start as copies of each other (on a GPU it draws from a generator per stage)

@@ -56,7 +56,8 @@ class EarlyRotation(SelfAttention):
                 start = inference_context.sequence_len_offset
                 angles = angles[start : start + hidden_states.shape[0]]
             elif packed_seq_params is not None:
-                angles = angles[packed_positions(packed_seq_params.cu_seqlens_q)]
+                ranks = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
+                angles = angles[packed_positions(packed_seq_params.cu_seqlens_q, ranks * hidden_states.shape[0])]
             self._rotation = angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
             rotary_pos_emb = None
         try:
@@ -119,8 +120,10 @@ class EarlyRotation(SelfAttention):
         return torch.empty(shape, dtype=dtype, device=torch.cuda.current_device()).permute(2, 0, 1, 3)
 
 
-def packed_positions(cu_seqlens: Tensor) -> Tensor:
-    """Position of each token in its own sequence, int64 [T], from where the sequences start and end, [n + 1]."""
-    starts = cu_seqlens[:-1].long()
-    tokens = torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device)
-    return tokens - starts.repeat_interleave(cu_seqlens.diff(), output_size=len(tokens))
+def packed_positions(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Position of each of T = `tokens` tokens in its own sequence, int64 [T]; where sequences start and end, [n + 1].
+
+    The number is given so that the host need not wait for the device to say it.
+    """
+    starts = cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff(), output_size=tokens)
+    return torch.arange(tokens, device=cu_seqlens.device) - starts

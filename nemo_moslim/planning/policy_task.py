@@ -118,7 +118,8 @@ class PolicyTask:
         ]
 
     def host(self) -> dict[str, float]:
-        """Bytes on a node: the reference's copy of every rank, and the reward model's where it is offloaded."""
+        """Bytes on a node: every rank's copies of the reference and, beside it, of the policy whose place it takes; the
+        reward model's where it is offloaded."""
         ranks = min(self.config.gpu.gpus_per_node, self.config.gpus)
         stages = stages_to_look_at(self.layout)
 
@@ -126,7 +127,7 @@ class PolicyTask:
             return ranks * max(memory.weight_bytes(counter.shard(kind, self.layout, stage)) for stage in stages)
 
         reward = {REWARD: copies(self.models.reward_shards, "reward")} if self.offload else {}
-        return {REFERENCE: copies(self.models.policy_shards, "policy"), **reward}
+        return {REFERENCE: 2 * copies(self.models.policy_shards, "policy"), **reward}
 
     def seconds(self, rates: cost.Rates) -> dict[str, float]:
         """Per phase of a step, at the mean lengths."""
@@ -172,7 +173,7 @@ class PolicyTask:
         move = 0.0
         if self.offload:
             weights = memory.weight_bytes(self.models.reward_shards.shard("reward", layout, 0))
-            move = 2 * weights / rates.host  # to the GPU and back
+            move = weights / rates.host  # to the GPU; unchanged, so not back
         return calls * layout.pipeline * (passes.forward + passes.transfer) + move
 
     def _swap_seconds(self, rates: cost.Rates) -> float:

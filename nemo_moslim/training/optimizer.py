@@ -110,6 +110,8 @@ class StoppingOptimizerModule(MegatronOptimizerModule):
 
     def optimizers(self, model) -> list[torch.optim.Optimizer]:
         """NeMo's optimizer around megatron-core's."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # NeMo fills the parameters' buffers on a stream that nothing else waits for
         found = super().optimizers(model)
         for optimizer in found:
             stop_at_bad_gradients(optimizer.mcore_optimizer)

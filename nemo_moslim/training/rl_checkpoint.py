@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 
 from nemo_moslim.models.initial_weights import SAVED_PREFIX
 from nemo_moslim.parallel.layout import is_rank_zero
@@ -64,8 +66,10 @@ def write_checkpoint(
             shutil.copytree(contexts[name], unfinished / name / "context")
         (unfinished / LOOP_STATE).write_text(json.dumps({"step": step, **state}) + "\n")
     torch.distributed.barrier()
+    replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)  # each writes its share
+    strategy = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), replicas)
     for name, model in models.items():
-        dist_checkpointing.save(_sharded_state(model, False), str(unfinished / name / "weights"))
+        dist_checkpointing.save(_sharded_state(model, False), str(unfinished / name / "weights"), strategy)
     if beside:
         beside(unfinished)
     return unfinished
