@@ -5,6 +5,8 @@ from typing import Any
 
 from nemo_moslim.checks import one_of, positive, require
 
+ALGORITHMS = ("ppo", "rloo", "online_dpo")
+WEIGHTED_OBJECTIVES = ("weighted_sum", "gdpo")
 COMPARED_METHODS = ("moslim", "morlhf", "rewarded_soups", "gdpo", "modpo", "cpsft", "cdpo", "ric")
 
 
@@ -58,6 +60,9 @@ class BudgetConfig:
             numbers = values and all(isinstance(value, int | float) and value >= 0 for value in values)
             usable = numbers and abs(sum(values) - 1) < 1e-6
             require(usable, "budget.weights", weights, "{dimension: weight, …} of 0 or above that sum to 1")
+        for group, names in (("algorithms", ALGORITHMS), ("moslim", ALGORITHMS), ("weighted", WEIGHTED_OBJECTIVES)):
+            for name in getattr(self, group):
+                one_of(f"budget.{group}", name, names)
         self.weights = [{name: float(weight) for name, weight in weights.items()} for weights in self.weights]
         distinct = {tuple(sorted(weights.items())) for weights in self.weights}
         require(len(distinct) == len(self.weights) > 0, "budget.weights", self.weights, "different weight vectors")
@@ -84,7 +89,7 @@ class CompareConfig:
         for name in self.methods:
             one_of("methods", name, COMPARED_METHODS)
         for name in self.algorithms:
-            one_of("algorithms", name, ("ppo", "rloo", "online_dpo"))
+            one_of("algorithms", name, ALGORITHMS)
         for number in self.datatypes:
             one_of("datatypes", number, (1, 2, 3, 4))
         for name in ("methods", "algorithms", "datatypes", "sizes"):
