@@ -42,7 +42,7 @@ def main(config):
         export = out / "export" / name
         if f"export {name}" not in recipe.seconds:
             shutil.rmtree(export, ignore_errors=True)
-        recipe.run(f"export {name}", "export_hf.py", f"run={out}/{name}", f"output={export}")
+        recipe.run(f"export {name}", "export_hf.py", f"run={out}/{name}", f"output={export}", ranks=1)
     reward = json.loads((out / "report/reward.json").read_text())
     control = json.loads((out / "report/control.json").read_text())
     summary = {"reward": reward, "control": control, "seconds": recipe.seconds}

@@ -1,13 +1,12 @@
 """A recipe as a list of commands: each is shown, run with its output passed through, and timed."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemo_moslim.launch import launch
 from nemo_moslim.run_folder import write_atomically
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -51,22 +50,19 @@ class Recipe:
                 raise SystemExit(_changed(self.folder, name, self.commands[name], command))
             print(f"[{self._number}/{self.stages}] {name}: done before", flush=True)
             return
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
         shown = f"torchrun --nproc-per-node {ranks}" if ranks else "python"
         print(
             f"\n[{self._number}/{self.stages}] {name}\n    {shown} examples/{script} {' '.join(settings)}", flush=True
         )
         started = time.perf_counter()
-        quiet = {"PYTHONWARNINGS": "ignore", **({"OMP_NUM_THREADS": "1"} if ranks else {})}  # torchrun warns without it
-        started_as = [sys.executable, *launcher, str(EXAMPLES / script), *settings]
-        code = subprocess.run(started_as, check=False, env={**quiet, **os.environ}).returncode
+        code = launch(EXAMPLES / script, settings, ranks)
         if code:
             print(
                 f"error: stage {name!r} failed (exit code {code}); mend it and run the same command again, finished "
                 "stages are kept",
                 file=sys.stderr,
             )
-            raise SystemExit(code)
+            raise SystemExit(code if code > 0 else 128 - code)
         seconds = {**self.seconds, name: round(time.perf_counter() - started, 1)}
         write_atomically(self.folder / "commands.json", json.dumps({**self.commands, name: command}, indent=2) + "\n")
         write_atomically(self.folder / "seconds.json", json.dumps(seconds, indent=2) + "\n")

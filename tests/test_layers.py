@@ -27,6 +27,7 @@ LEVELS = {
             "clock",
             "serve_config",
             "stages",
+            "launch",
             "stop_request",
             "run_folder",
             "__init__",
@@ -48,6 +49,7 @@ LEVELS = {
     "comparison": 7,
     "playground": 8,
     "report": 8,
+    "preload": 8,
     "benchmark": 7,
 }
 NEMO_FOLDERS = {"models", "training", "huggingface", "parallel", "rollout"}

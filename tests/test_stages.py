@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nemo_moslim import stages
+from nemo_moslim import launch, stages
 from nemo_moslim.stages import Recipe
 
 
@@ -10,6 +10,7 @@ from nemo_moslim.stages import Recipe
 def entry(tmp_path, monkeypatch):
     """examples/note.py: appends its settings to a file; fails where one of them is `fail`."""
     monkeypatch.setattr(stages, "EXAMPLES", tmp_path)
+    monkeypatch.setattr(launch, "can_fork", lambda: False)
     (tmp_path / "note.py").write_text(
         "import sys\nopen(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + '\\n')\nsys.exit(3 * ('fail' in sys.argv))\n"
     )

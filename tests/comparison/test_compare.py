@@ -1,9 +1,7 @@
 """The whole of compare.py but for the stages' work: planned, run in order (here: made up), reported; and run again."""
 
 import json
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,24 +15,23 @@ LEVELS = {"helpfulness": 5, "honesty": 5, "harmless": 2}
 
 
 class Commands:
-    """Stands in for subprocess.run: does what each entry point would leave, and remembers the calls."""
+    """Stands in for launch: does what each entry point would leave, and remembers the calls."""
 
     def __init__(self, fail: str = ""):
         self.calls, self.fail = [], fail
 
-    def __call__(self, command, **rest):
-        script = next(Path(word).name for word in command if word.endswith(".py"))
-        settings = dict(word.split("=", 1) for word in command if "=" in word)
+    def __call__(self, script, words, ranks):
+        settings = dict(word.split("=", 1) for word in words)
         target = Path(settings.get("run_dir") or settings["output"])
         self.calls.append(target)
         if self.fail and self.fail in str(target):
-            return subprocess.CompletedProcess(command, 3)
-        if script.startswith("train_"):
+            return 3
+        if script.name.startswith("train_"):
             target.mkdir(parents=True, exist_ok=True)
             (target / "summary.json").write_text(json.dumps({"device_seconds": 2.0, "answers": 4}))
-        elif "task=points" in command:
+        elif settings.get("task") == "points":
             self.answer(settings, target)
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
     def answer(self, settings, target):
         rows = []
@@ -49,7 +46,7 @@ class Commands:
 
 
 def run(folder, monkeypatch, commands, *overrides):
-    monkeypatch.setattr(stages, "subprocess", SimpleNamespace(run=commands))
+    monkeypatch.setattr(stages, "launch", commands)
     arguments = [f"output={folder}", "budget=smoke", "seeds=2", "bootstrap_samples=20", *overrides]
     return compare(parse(compose_config("compare", arguments, path_keys=("data", "output")), CompareConfig))
 

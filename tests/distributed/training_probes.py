@@ -29,17 +29,6 @@ NAMES = ("chosen", "rejected")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def import_everything() -> None:
-    """The slow imports of a training, before ranks are forked."""
-    import transformers.models.auto.tokenization_auto  # noqa: F401
-
-    import nemo_moslim.huggingface.sources  # noqa: F401
-    import nemo_moslim.serving.serve  # noqa: F401
-    import nemo_moslim.training.pairs  # noqa: F401
-    import nemo_moslim.training.supervised  # noqa: F401
-    import nemo_moslim.training.train_policy  # noqa: F401
-
-
 def example(name: str):
     """The module examples/NAME.py."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")

@@ -31,13 +31,12 @@ def main() -> None:
 
     torch.set_num_threads(1)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distributed")]
-    from nemo_moslim.console import quiet_libraries
+    import training_probes  # noqa: F401
 
-    quiet_libraries()
-    import training_probes
+    import nemo_moslim.preload
+    import nemo_moslim.serving.serve  # noqa: F401
 
-    training_probes.import_everything()
-    gc.freeze()  # or every collection in a child walks, and so copies, all that was imported
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         answer = ANSWERS[next(iter(request))](request)
