@@ -12,7 +12,7 @@ from nemo_moslim.cli import hydra_main
 @hydra_main("policy_table", path_keys=("start", "output"), open_keys=("rewards", "runs"))
 def main(config):
     from nemo_moslim.run_folder import write_atomically
-    from nemo_moslim.stages import Recipe
+    from nemo_moslim.stages import Recipe, flat
 
     start, out = Path(config.start), Path(config.output)
     for name in ("sft", "reward", "data/prompts", "data/ratings"):
@@ -27,7 +27,7 @@ def main(config):
     for name, run in config.runs.items():
         reward = out / f"reward-{run.reward}" if run.reward else start / "reward"
         recipe.run(name, "train_policy.py", f"policy={start}/sft", f"reward={reward}", f"data={prompts}",
-                   f"run_dir={out}/{name}", *config.policy, *run.settings, ranks=config.ranks)  # fmt: skip
+                   f"run_dir={out}/{name}", *config.policy, *flat(run.settings), ranks=config.ranks)  # fmt: skip
         recipe.run(f"{name} evaluation", "evaluate.py", "task=controllability", f"policy={out}/{name}",
                    f"reward={reward}", f"data={prompts}/test.jsonl", f"train={prompts}/train.jsonl",
                    f"output={out}/{name}/report", *config.evaluate, ranks=config.ranks)  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +68,11 @@ class Recipe:
         write_atomically(self.folder / "commands.json", json.dumps({**self.commands, name: command}, indent=2) + "\n")
         write_atomically(self.folder / "seconds.json", json.dumps(seconds, indent=2) + "\n")
         print(f"    {seconds[name]:.0f} s", flush=True)
+
+
+def flat(settings: Iterable) -> list[str]:
+    """Settings as one list; those of a YAML anchor are a list within the list."""
+    return [each for one in settings for each in ([one] if isinstance(one, str) else flat(one))]
 
 
 def _read(path: Path) -> dict:

@@ -12,6 +12,7 @@ from nemo_moslim.comparison_config import CompareConfig
 from nemo_moslim.config import RewardModelTrainingConfig, SFTConfig, parse
 from nemo_moslim.parallel.layout_checks import check_batch, check_policy_batch
 from nemo_moslim.policy_config import PolicyTrainingConfig
+from nemo_moslim.stages import flat
 
 RANKS = 2
 REQUIRED = ["run_dir=run", "data=data"]
@@ -42,7 +43,7 @@ def test_policy_table(runs):
     for settings in recipe.rewards.values():
         check_supervised_settings("train_rm", RewardModelTrainingConfig, [*recipe.reward, *settings])
     for run in recipe.runs.values():
-        check_policy_settings([*recipe.policy, *run.settings])
+        check_policy_settings([*recipe.policy, *flat(run.settings)])
 
 
 def test_real_data():
