@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import traceback
@@ -17,6 +18,7 @@ from pathlib import Path
 from nemo_moslim.console import quiet_libraries
 
 PRELOAD = ["nemo_moslim.preload"]
+HANDLED_BY_AGENT = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # while ranks run, they are passed on
 
 
 def can_fork() -> bool:
@@ -65,13 +67,18 @@ def _fork_ranks(script: Path, settings: Sequence[str], ranks: int) -> int:
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0, run_id="recipe", start_method="forkserver",
+        signals_to_handle=",".join(HANDLED_BY_AGENT),
     )  # fmt: skip
+    handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, HANDLED_BY_AGENT)}
     try:
         elastic_launch(config, run_script)(str(script), list(settings))
     except ChildFailedError as failed:
         return failed.get_first_failure()[1].exitcode
     except SignalException as stopped:
         return -stopped.sigval
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return 0
 
 

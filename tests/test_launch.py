@@ -56,6 +56,7 @@ def test_two_ranks_get_what_torchrun_gives_them(script, tmp_path):
             "settings": [str(tmp_path), "a=1"], "name": "__main__", "port": True, "WORLD_SIZE": "2",
             "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # the agent's handlers are gone
 
 
 def test_without_ranks_it_is_plain_python(script, tmp_path, monkeypatch):

@@ -53,6 +53,16 @@ def test_real_data():
     check_policy_settings(recipe.policy)
 
 
+def test_table1():
+    recipe = compose_config("table1", ["output=out"])
+    for size in recipe.sizes.values():
+        for kind in (recipe.world, recipe.folder):
+            check_supervised_settings(
+                "train_sft", SFTConfig, [*size, *recipe.language_model, *kind.get("quiz", []), *kind.sft, *recipe.sft]
+            )
+        check_supervised_settings("train_rm", RewardModelTrainingConfig, [*size, *recipe.reward])
+
+
 @pytest.mark.parametrize("first", ["rloo", "ppo"])
 @pytest.mark.parametrize("budget", ["world", "smoke"])
 def test_comparison(budget, first, tmp_path):
