@@ -32,7 +32,7 @@ def main(config):
     recipe.run("reward model", "train_rm.py", f"model.init={out}/sft", f"data={ratings}", f"run_dir={out}/reward",
                *config.reward, ranks=2)  # fmt: skip
     recipe.run("reward evaluation", "evaluate.py", "task=reward", f"run={out}/reward", f"data={ratings}/test.jsonl",
-               f"output={out}/report/reward.json", ranks=2)  # fmt: skip
+               f"output={out}/report/reward.json", "parallel.tensor=2", ranks=2)  # fmt: skip
     recipe.run("policy", "train_policy.py", f"policy={out}/sft", f"reward={out}/reward", f"data={prompts}",
                f"run_dir={out}/policy", *config.policy, ranks=2)  # fmt: skip
     recipe.run("control evaluation", "evaluate.py", "task=controllability", f"policy={out}/policy",
