@@ -132,8 +132,8 @@ def test_preempted_tasks_are_put_back(job, what, said):
     ("what", "codes"), [("wrong setting", (2, 143)), ("fail", (200,)), ("fail with a traceback", (143,))]
 )
 def test_a_failure_is_not_put_back(job, what, codes):
-    """Of a wrong setting every rank dies by itself, with 2, or is ended while it still starts, with 143. Where one fails
-    and the other is ended with 143, only the log of the first tells the failure from a preemption."""
+    """Of a wrong setting every rank dies by itself, with 2, or is ended while it still starts, with 143. Where one
+    fails and the other is ended with 143, only the log of the first tells the failure from a preemption."""
     made = job()
     code = finish(made.start(made.script, what), PATIENCE)
     assert code in codes
