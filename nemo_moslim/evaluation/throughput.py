@@ -16,7 +16,13 @@ import torch
 
 from nemo_moslim.batches import PolicyBatch, RewardBatch
 from nemo_moslim.config import GenerationConfig, to_plain
-from nemo_moslim.functional.flops import forward_flops, layer_weights, peak_flops, training_flops
+from nemo_moslim.functional.flops import (
+    feed_forward_flops,
+    forward_flops,
+    layer_weights,
+    peak_flops,
+    training_flops,
+)
 from nemo_moslim.gpu_checks_config import GPUChecksConfig, ShapeConfig
 from nemo_moslim.models.policy import PolicyConfig, PolicyModel, answer_logprobs, hidden_states_step
 from nemo_moslim.models.reward_model import (
@@ -159,9 +165,7 @@ def timed(run: Callable[[], object], config: GPUChecksConfig) -> float:
 
 def result(what: str, precision: str, layers: int, seconds: float, tokens: int, flops: int) -> dict:
     """One row: rates from the median run, MFU against the device's peak in this precision (None if it is not known)."""
-    peak = peak_flops(torch.cuda.get_device_name())
-    if peak is not None and precision.startswith("fp8"):
-        peak *= 2
+    peak = peak_flops(torch.cuda.get_device_name(), precision)
     return {
         "what": what,
         "precision": precision,
@@ -172,11 +176,6 @@ def result(what: str, precision: str, layers: int, seconds: float, tokens: int, 
         "mfu": None if peak is None else flops / seconds / peak,
         "memory_gigabytes": peak_memory_gigabytes(),
     }
-
-
-def feed_forward_flops(sizes: dict, positions: int) -> int:
-    """Operations of one layer's feed-forward: the last one leaves out what is not read (models/read_positions.py)."""
-    return 2 * 3 * sizes["hidden_size"] * sizes["ffn_hidden_size"] * positions
 
 
 def device_memory() -> int:
