@@ -39,9 +39,9 @@ set_environment() {
   # site in the .sub file: NCCL_SOCKET_IFNAME (bootstrap), NCCL_IB_HCA (InfiniBand).
   export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
   # A rank that is gone: the others' collectives fail after this many seconds, the step ends, and --kill-on-bad-exit takes
-  # the rest down. (NeMo hands the number to torch as the timeout of train_sft's and train_rm's groups; train_policy's keep
-  # torch's own.) Longer than the slowest phase in which ranks wait for one another: reading initial weights, or
-  # writing a checkpoint.
+  # the rest down. It is the timeout of all of train_policy's groups; in train_sft and train_rm NeMo gives it to the group
+  # of all ranks, and the others have megatron-core's 30 minutes. Longer than the slowest phase in which ranks wait for
+  # one another: reading initial weights, or writing a checkpoint.
   export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=${TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC:-1800}
   # On such a timeout every rank writes its last collectives, which shows the rank that did not come.
   export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -97,6 +98,14 @@ def test_every_task_is_a_rank_with_a_log_of_its_own(job):
     ]  # fmt: skip
     assert {(s["WORLD_SIZE"], s["LOCAL_WORLD_SIZE"], s["MASTER_ADDR"]) for s in seen} == {("4", "2", "127.0.0.1")}
     assert "complete" in made.log() and made.requeued() == 0
+
+
+def test_the_scripts_presets_are_files_of_the_papers_settings():
+    root = Path(__file__).resolve().parents[2]
+    for script in (root / "examples" / "slurm").glob("*.sub"):
+        named = re.findall(r"PRESET[-=](\w+)", script.read_text())
+        assert named, script
+        assert {*named} <= {file.stem for file in (root / "conf" / "paper").glob("*.yaml")}, script
 
 
 def test_told_to_stop_and_saved_is_put_back_then_completes(job):
