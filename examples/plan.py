@@ -2,6 +2,7 @@
 
 python examples/plan.py model=qwen2_72b task=rm gpus=64 gpu=h100
 
+One layout alone, as one of conf/cluster says: 'search.tensor=[8]' 'search.pipeline=[4]' 'search.expert=[1]'.
 The exit code is 1 where nothing fits. Give a reward model (and critic) of another size by model@reward_model=NAME.
 """
 

@@ -85,7 +85,18 @@ class TokenBatch(Batch):
 
 
 @dataclass(frozen=True)
-class PairBatch(Batch):
+class AnswerBatch(Batch):
+    """Rows of prompt and answer with a `response_mask`, whose True positions are looked up before it leaves the host:
+    on the device that would wait for everything before it."""
+
+    def to_device(self):
+        """The same batch on the accelerator, with `answer_rows` and `answer_places`."""
+        rows, places = self.response_mask.nonzero(as_tuple=True)
+        return Batch.to_device(replace(self, answer_rows=rows, answer_places=places))
+
+
+@dataclass(frozen=True)
+class PairBatch(AnswerBatch):
     """Pairs of answers to the same prompt as neighbouring rows, the better one first: B = 2 x P pairs."""
 
     tokens: Tensor  # int64 [B, S]: chat template with the prompt (tagged or not), the answer with its EOS, then padding
@@ -94,10 +105,12 @@ class PairBatch(Batch):
     ref_logprobs: Tensor  # fp32 [B]: of the whole answer under the reference policy
     margins: Tensor  # fp32 [P]: what the other objectives add (MODPO); 0 elsewhere
     valid: Tensor  # bool [P]: False for a pair that fills up a batch and counts nowhere
+    answer_rows: Tensor | None = None  # int64 [M]: of each True of `response_mask`, row by row; see `AnswerBatch`
+    answer_places: Tensor | None = None  # int64 [M]: its position in the answer
 
 
 @dataclass(frozen=True)
-class PolicyBatch(Batch):
+class PolicyBatch(AnswerBatch):
     """Answers of the policy as a micro-batch of its update, and of the critic's; filled in from left to right."""
 
     tokens: Tensor  # int64 [B, S]: chat template with the tagged prompt, the answer with its EOS, then padding
@@ -111,6 +124,8 @@ class PolicyBatch(Batch):
     returns: Tensor  # fp32 [B, T]: what a critic with a value head learns
     asked: Tensor | None = None  # int64 [B, N]: see `Rollout`; for a critic that predicts levels
     probabilities: Tensor | None = None  # fp32 [B, C]: see `Rollout`; what that critic learns
+    answer_rows: Tensor | None = None  # int64 [M]: of each True of `response_mask`, row by row; see `AnswerBatch`
+    answer_places: Tensor | None = None  # int64 [M]: its position in the answer
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nemo_moslim.checks import one_of, positive
+from nemo_moslim.checks import one_of, positive, require
 from nemo_moslim.config import FP8_RECIPES, DimensionConfig, OptimizerConfig, ParallelConfig
 
 
@@ -26,10 +26,13 @@ class TrainingMeasureConfig:
     sequence_length: int
     micro_size: int
     micro_batches: int
+    packed_rows: int
     fp8_recipes: list[str]
 
     def __post_init__(self):
-        positive("training.", self, "sequence_length", "micro_size", "micro_batches")
+        positive("training.", self, "sequence_length", "micro_size", "micro_batches", "packed_rows")
+        rows, length = self.packed_rows, self.sequence_length
+        require(length % rows == 0, "training.packed_rows", rows, f"a divisor of training.sequence_length={length}")
         for recipe in self.fp8_recipes:
             one_of("training.fp8_recipes", recipe, FP8_RECIPES)
 

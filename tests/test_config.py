@@ -108,6 +108,8 @@ def test_unknown_and_missing_keys_are_named():
     ("name", "lr", "chosen"),
     [
         ("reward_model_7b", 1e-5, []),
+        ("reward_model_57b_a14b", 1e-5, []),
+        ("reward_model_72b", 1e-5, []),
         ("ppo_7b", 1e-6, ["algorithm=ppo"]),
         ("rloo_7b", 1e-5, ["algorithm=rloo"]),
         ("online_dpo_7b", 2e-5, ["algorithm=online_dpo"]),
@@ -117,7 +119,7 @@ def test_unknown_and_missing_keys_are_named():
 )
 def test_the_papers_settings(name, lr, chosen):
     entry, checked, required = "train_policy", PolicyTrainingConfig, ["run_dir=r", "data=d", "policy=p", "reward=q"]
-    if name == "reward_model_7b":
+    if name.startswith("reward_model"):
         entry, checked, required = "train_rm", RewardModelTrainingConfig, ["run_dir=r", "data=d"]
     config = parse(compose_config(entry, [*required, *chosen, f"+paper={name}"]), checked)
     assert config.optimizer.lr == lr and config.precision == "bf16"

@@ -2,14 +2,19 @@
 # What all jobs here share: the environment, one process per GPU, and what follows when the job is told to stop.
 # Sourced by the .sub files, which set IMAGE, MOUNTS, CODE, PYTHON and RUN_DIR, on the first node of the job.
 #
-# Told to stop: by --signal ahead of the time limit, or by a preemption. The workers save at the end of the step and
-# exit with 0, and the job is put back into the queue; started again it resumes. How the end of a start is read:
+# Told to stop: by --signal ahead of the time limit (SIGTERM to this script), or by a preemption (SIGTERM to the tasks
+# alone). The workers save at the end of the step and exit with 0, and the job is put back into the queue; started again
+# it resumes. How the end of a start is read:
 #
-#   exit code 0, summary.json says finished   the run is complete
-#   exit code 0, told to stop                 saved: requeue
-#   another code, told to stop                stopped before training could save (while it was loading): requeue
+#   exit code 0, summary.json says finished   the run is complete (early stopping too says so)
+#   exit code 0, it says not finished         the workers had SIGTERM and saved: requeue
+#   another code, this script told to stop    stopped before training could save (while it was loading): requeue
+#   143, no rank's log tells of an error      the tasks alone had SIGTERM while they were loading: requeue
 #   exit code 2                               a setting is wrong (a rank's log says which, mostly rank 0's): not again
 #   another code                              a failure: not again; a failed node is Slurm's affair (--requeue)
+#
+# srun answers with the highest code of its tasks: where one fails, the others' 143, as it ends them. So 143 alone does not
+# tell. A rank that is killed without a word (host memory) reads as told to stop; MAX_RESTARTS bounds that.
 #
 # Each process is a task of srun, with no torchrun in between: on SIGTERM torchrun kills its workers after 30 s
 # (TORCH_ELASTIC_SHUTDOWN_TIMEOUT), which may be less than a checkpoint takes, and exits with 1 whatever they did.
@@ -22,6 +27,7 @@ set_environment() {
   export MASTER_ADDR MASTER_PORT
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
   export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+  export PYTHONFAULTHANDLER=1 # a crash (SIGSEGV) says so in the rank's log
 
   # Hopper and before: kernels start in the order in which they are issued, so that communication begins ahead of the
   # matrix product that hides it (tensor and context parallelism). Blackwell: leave it unset.
@@ -33,9 +39,9 @@ set_environment() {
   # site in the .sub file: NCCL_SOCKET_IFNAME (bootstrap), NCCL_IB_HCA (InfiniBand).
   export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
   # A rank that is gone: the others' collectives fail after this many seconds, the step ends, and --kill-on-bad-exit takes
-  # the rest down. (NeMo hands the number to torch as the timeout of train_sft's and train_rm's groups; train_policy's keep
-  # torch's own.) Longer than the slowest phase in which ranks wait for one another: reading initial weights, or
-  # writing a checkpoint.
+  # the rest down. It is the timeout of all of train_policy's groups; in train_sft and train_rm NeMo gives it to the group
+  # of all ranks, and the others have megatron-core's 30 minutes. Longer than the slowest phase in which ranks wait for
+  # one another: reading initial weights, or writing a checkpoint.
   export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=${TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC:-1800}
   # On such a timeout every rank writes its last collectives, which shows the rank that did not come.
   export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
@@ -85,17 +91,37 @@ wait_for() {
 }
 
 after_training() {
-  if [ "$EXIT_CODE" -eq 0 ] && grep -qs '"finished": true' "$RUN_DIR/summary.json"; then
+  if [ "$EXIT_CODE" -eq 0 ] && summary_says true; then
     echo "complete: $RUN_DIR/summary.json"
-  elif [ "$EXIT_CODE" -eq 0 ] && [ "$TOLD" -eq 0 ]; then
-    echo "ended before its last step, as it was set to: $RUN_DIR/summary.json"
-  elif [ "$TOLD" -gt 0 ] && [ "$EXIT_CODE" -ne 2 ]; then
+  elif [ "$EXIT_CODE" -eq 0 ] && [ "$TOLD" -eq 0 ] && ! summary_says false; then
+    echo "ended without training: no $RUN_DIR/summary.json"
+  elif [ "$EXIT_CODE" -eq 0 ] || { [ "$TOLD" -gt 0 ] && [ "$EXIT_CODE" -ne 2 ]; }; then
+    put_back
+  elif [ "$EXIT_CODE" -eq 143 ] && [ -z "$(logs_with_errors)" ]; then
     put_back
   else
-    echo "failed with exit code $EXIT_CODE; rank 0's last lines:" >&2
-    tail -n 20 "$LOGS/rank-0.log" >&2 || true
+    show_failure >&2
   fi
   exit "$EXIT_CODE"
+}
+
+summary_says() {
+  grep -qs "\"finished\": $1" "$RUN_DIR/summary.json"
+}
+
+logs_with_errors() {
+  grep -lsE 'error:|Error' "$LOGS"/rank-*.log || true
+}
+
+show_failure() {
+  local log logs
+  mapfile -t logs < <(logs_with_errors)
+  [ "${#logs[@]}" -gt 0 ] || logs=("$LOGS/rank-0.log")
+  echo "failed with exit code $EXIT_CODE"
+  for log in "${logs[@]}"; do
+    echo "last lines of $log:"
+    tail -n 20 "$log" || true
+  done
 }
 
 put_back() {

@@ -3,10 +3,8 @@
 import os
 from contextlib import ExitStack
 
-import torch
-from torch.profiler import ProfilerActivity, profile
-
 from nemo_moslim.benchmark.peer_process import Round
+from nemo_moslim.evaluation.operators import profiler, shares
 from nemo_moslim.parallel.layout import is_rank_zero
 
 
@@ -40,24 +38,10 @@ class ProfiledRounds:
         """False after the third round."""
         self._timed.append(ours)
         if len(self._timed) == 2 and is_rank_zero():
-            activities = [ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                activities.append(ProfilerActivity.CUDA)
-            self._profiler = self._stack.enter_context(profile(activities=activities))
+            self._profiler = self._stack.enter_context(profiler())
         if len(self._timed) < 3:
             return True
         self._stack.close()
         if is_rank_zero():
             self.operators = shares(self._profiler.key_averages())
         return False
-
-
-def shares(events) -> list[dict]:
-    """Operators by their own time (on a GPU: their kernels'), largest first: name, calls, share of the whole."""
-    name = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    whole = sum(getattr(event, name) for event in events)
-    rows = [
-        {"operator": event.key, "calls": event.count, "share": round(getattr(event, name) / whole, 4)}
-        for event in sorted(events, key=lambda e: -getattr(e, name))
-    ]
-    return [row for row in rows if row["share"] > 0]

@@ -16,6 +16,7 @@ from nemo_moslim.benchmark.stopwatch import Stopwatch
 from nemo_moslim.benchmark_config import BenchmarkConfig
 from nemo_moslim.checks import require
 from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
+from nemo_moslim.functional.flops import causal_pairs
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
 from nemo_moslim.parallel.layout import data_parallel_place, gather_over_data_ranks, is_rank_zero
 from nemo_moslim.policy_config import PolicyTrainingConfig
@@ -161,7 +162,9 @@ class PolicySide:
         """One pass over all answers."""
         watch = Stopwatch()
         self.logprobs()
-        return Round(**watch.read(), tokens=int(self._lengths().sum()), items=len(self.rollout))
+        spent, lengths = watch.read(), self._lengths().tolist()
+        pairs, read = sum(map(causal_pairs, lengths)), sum(map(len, self.rollout.answers))
+        return Round(**spent, tokens=sum(lengths), items=len(lengths), pairs=pairs, read=read)
 
     def rloo_round(self) -> Round:
         """As many whole steps as a round has."""

@@ -20,6 +20,7 @@ from nemo_moslim.config import RewardModelTrainingConfig, to_plain
 from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
 from nemo_moslim.data.ratings import read_ratings
 from nemo_moslim.data.reward_dataset import RewardDataset
+from nemo_moslim.functional.flops import causal_pairs
 from nemo_moslim.parallel.layout import from_last_stage
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.training.supervised import train_reward_model
@@ -85,8 +86,9 @@ class StepsInTurns(pl.Callback):
 
     def _round(self, trainer: pl.Trainer, step: int) -> Round:
         spent, data = self._watch.read(), trainer.datamodule
-        tokens = sum(map(data.step_tokens, range(step - self.steps, step)))
-        return Round(**spent, tokens=tokens, items=self.steps * data.global_batch_size)
+        rows = [row for taken in range(step - self.steps, step) for row in data.plan.step(taken).flatten()]
+        lengths, items = data.train.lengths[rows].tolist(), len(rows)
+        return Round(**spent, tokens=sum(lengths), items=items, pairs=sum(map(causal_pairs, lengths)), read=items)
 
     def _compare_first_step(self, trainer: pl.Trainer, pl_module) -> None:
         sums = pl_module.training_sums

@@ -14,6 +14,7 @@ from nemo_moslim.benchmark.stopwatch import Stopwatch
 from nemo_moslim.benchmark_config import BenchmarkConfig
 from nemo_moslim.data.ratings import read_ratings
 from nemo_moslim.data.reward_dataset import RewardDataset
+from nemo_moslim.functional.flops import causal_pairs
 from nemo_moslim.parallel.layout import is_rank_zero
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.open_model import open_reward_model
@@ -33,7 +34,7 @@ class ScoringSide:
         self.rows = read_ratings(file, self.whole.schema)
         data = self._encoded(self.whole, self.rows, "drop", str(file))
         self.rows = [self.rows[i] for i in data.rows.kept[: config.rows]]
-        self.tokens = int(data.lengths[: config.rows].sum())
+        self.lengths = data.lengths[: config.rows].tolist()
 
     def _scorer(self, folder: Path) -> LocalScorer:
         settings = self.settings
@@ -81,7 +82,9 @@ class ScoringSide:
         watch = Stopwatch()
         for scorer in scorers:
             scorer.score(prompts, responses, nothing)
-        return Round(**watch.read(), tokens=self.tokens, items=len(self.rows))
+        spent, items = watch.read(), len(self.rows)
+        pairs = sum(map(causal_pairs, self.lengths))
+        return Round(**spent, tokens=sum(self.lengths), items=items, pairs=pairs, read=items)
 
 
 def run(

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from nemo_moslim.benchmark.stopwatch import Stopwatch
+from nemo_moslim.functional.flops import causal_pairs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -59,7 +60,12 @@ class _Rows:
             watch = Stopwatch()
             with torch.no_grad():
                 tokens, items = self.run(variant)
-            turn.answer(**watch.read(), tokens=tokens, items=items)
+            pairs = sum(map(causal_pairs, self.lengths()))
+            turn.answer(**watch.read(), tokens=tokens, items=items, pairs=pairs, read=self.read())
+
+    def read(self) -> int:
+        """Positions at which the model is read: the end of each row."""
+        return len(self.rows)
 
     def run(self, variant: dict) -> tuple[int, int]:
         """All rows once: real tokens and items."""
@@ -104,6 +110,9 @@ class LogProbabilities(_Rows):
     def check(self, rows: list[int]) -> dict:
         """Log-probabilities of the answers of these rows (one process has them all)."""
         return {"logprobs": answer_logprobs(self.model, self.task, [self.rows[i] for i in rows], keep=True)}
+
+    def read(self) -> int:
+        return sum(len(row["tokens"]) - row["prompt"] for row in self.rows)
 
     def run(self, variant: dict) -> tuple[int, int]:
         for batch in self.batches(variant, variant["batch_size"]):

@@ -21,6 +21,10 @@ class Round:
     cpu_seconds: float  # of the processors, on all threads and processes of the side
     tokens: int  # real ones: no padding, nothing behind an answer's end
     items: int  # rows or answers
+    pairs: int = 0  # of passes over whole rows: (query, key) pairs under the causal mask
+    read: int = (
+        0  # of the same: positions that are read, a reward model's ends of rows, a policy's before answer tokens
+    )
 
 
 class PeerGroup:
@@ -81,7 +85,9 @@ class PeerGroup:
     def round(self) -> Round:
         """Run once; of the seconds the slowest process's count, the rest is summed."""
         parts = self.ask(round=True)
-        summed = {name: sum(part[name] for part in parts) for name in ("cpu_seconds", "tokens", "items")}
+        summed = {
+            name: sum(part[name] for part in parts) for name in ("cpu_seconds", "tokens", "items", "pairs", "read")
+        }
         return Round(seconds=max(part["seconds"] for part in parts), **summed)
 
     def end(self) -> None:

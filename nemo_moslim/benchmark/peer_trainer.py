@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 from nemo_moslim.benchmark.peer_models import DEVICE, load
 from nemo_moslim.benchmark.peer_process import UNLABELLED
 from nemo_moslim.benchmark.stopwatch import Stopwatch
+from nemo_moslim.functional.flops import causal_pairs
 
 
 def head_losses(logits: Tensor, labels: Tensor, levels: list[int]) -> Tensor:
@@ -48,7 +49,7 @@ class Padding:
     """Collates rows to the longest of the batch, and counts what it has handed out."""
 
     def __init__(self, pad_id: int):
-        self.pad_id, self.tokens, self.rows = pad_id, 0, 0
+        self.pad_id, self.tokens, self.rows, self.pairs = pad_id, 0, 0, 0
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
         lengths = [len(row["input_ids"]) for row in rows]
@@ -56,6 +57,7 @@ class Padding:
         for place, row in enumerate(rows):
             tokens[place, : lengths[place]] = row["input_ids"]
         self.tokens, self.rows = self.tokens + sum(lengths), self.rows + len(rows)
+        self.pairs += sum(map(causal_pairs, lengths))
         tokens, lengths = torch.from_numpy(tokens), torch.tensor(lengths)
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
         labels = torch.from_numpy(np.stack([row["labels"] for row in rows]))
@@ -63,14 +65,14 @@ class Padding:
 
 
 class InTurns(TrainerCallback):
-    """Trains `steps` steps per turn, batches included in the time; `counted` adds up its `tokens` and `rows`."""
+    """Trains `steps` steps per turn, batches included in the time; `counted` adds up `tokens`, `rows` and `pairs`."""
 
     def __init__(self, turn, counted, steps: int):
         self.turn, self.counted, self.steps = turn, counted, steps
 
     def _begin(self) -> bool:
         going_on = self.turn.wait()
-        self._tokens, self._rows = self.counted.tokens, self.counted.rows
+        self._tokens, self._rows, self._pairs = self.counted.tokens, self.counted.rows, self.counted.pairs
         self._watch = Stopwatch()
         return going_on
 
@@ -82,7 +84,7 @@ class InTurns(TrainerCallback):
             return
         spent = self._watch.read()
         tokens, rows = self.counted.tokens - self._tokens, self.counted.rows - self._rows
-        self.turn.answer(**spent, tokens=tokens, items=rows)
+        self.turn.answer(**spent, tokens=tokens, items=rows, pairs=self.counted.pairs - self._pairs, read=rows)
         control.should_training_stop = not self._begin()
 
 

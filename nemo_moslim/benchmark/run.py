@@ -61,7 +61,11 @@ def benchmark(config: BenchmarkConfig) -> None:
             profile_report(config, contest)
         else:
             start = reward if config.what == "scoring" else policy
-            report(config, contest, open_source(str(start)).architecture)
+            architecture = open_source(str(start)).architecture
+            recompute = settings.model.recompute if config.what == "rm" else settings.recompute
+            everywhere = settings.parallel.sequence or recompute == "full" or settings.precision == "fp8"
+            leaves_out = not (everywhere or architecture.get("num_moe_experts"))  # as models/read_positions.py says
+            report(config, contest, architecture, settings.precision, leaves_out)
         shutil.rmtree(work)
 
 

@@ -10,13 +10,21 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from nemo_moslim.batches import PolicyBatch, RewardBatch
+from nemo_moslim.batches import Packing, PolicyBatch, RewardBatch
 from nemo_moslim.config import GenerationConfig, to_plain
-from nemo_moslim.functional.flops import forward_flops, layer_weights, peak_flops, training_flops
+from nemo_moslim.evaluation.operators import profiled
+from nemo_moslim.functional.flops import (
+    feed_forward_flops,
+    forward_flops,
+    layer_weights,
+    peak_flops,
+    training_flops,
+)
 from nemo_moslim.gpu_checks_config import GPUChecksConfig, ShapeConfig
 from nemo_moslim.models.policy import PolicyConfig, PolicyModel, answer_logprobs, hidden_states_step
 from nemo_moslim.models.reward_model import (
@@ -26,6 +34,9 @@ from nemo_moslim.models.reward_model import (
     reward_sums,
 )
 from nemo_moslim.models.summed_loss import SummedLossModel
+from nemo_moslim.planning import memory
+from nemo_moslim.planning.shape import Layout, ModelShape
+from nemo_moslim.planning.shards import count
 from nemo_moslim.rollout.generate import MegatronGenerator
 from nemo_moslim.rollout.open_model import place_on_layout
 from nemo_moslim.rollout.score import forward_micro_batches
@@ -36,6 +47,7 @@ from nemo_moslim.training.trained_model import TrainedModel
 TRAINED_BYTES = 18  # a weight in bf16, its gradient, master copy and two moments in fp32
 FP8_BYTES = 2  # a layer's weight in FP8, plain and transposed, which Transformer Engine keeps
 MEMORY_SHARE = 0.88  # of the device's memory; the rest is for work space and fragments
+OPERATORS = 10  # that are kept of a profile
 
 
 def measure(config: GPUChecksConfig) -> list[dict]:
@@ -44,6 +56,8 @@ def measure(config: GPUChecksConfig) -> list[dict]:
     for precision in ["bf16", *(f"fp8 {recipe}" for recipe in config.training.fp8_recipes)]:
         rows.append(measure_training(config, precision))
         print(as_line(rows[-1]), flush=True)
+    rows.append(measure_training(config, "bf16", packed=True))
+    print(as_line(rows[-1]), flush=True)
     for function in (measure_logprobs, measure_generation):
         rows.append(function(config))
         print(as_line(rows[-1]), flush=True)
@@ -59,8 +73,11 @@ def as_line(row: dict) -> str:
     )
 
 
-def measure_training(config: GPUChecksConfig, precision: str) -> dict:
-    """A step of the reward model: forward, backward, gradient norm, optimizer."""
+def measure_training(config: GPUChecksConfig, precision: str, packed: bool = False) -> dict:
+    """A step of the reward model: forward, backward, gradient norm, optimizer.
+
+    With `packed` a row of `training.sequence_length` tokens holds `training.packed_rows` rated answers.
+    """
     sizes, settings = asdict(config.shape), config.training
     tokens = settings.micro_size * settings.sequence_length
     layers = settings.layers or layers_that_fit(config.shape, tokens, device_memory(), precision)
@@ -71,7 +88,9 @@ def measure_training(config: GPUChecksConfig, precision: str) -> dict:
     model = on_device(RewardModel(model_config), config, precision)
     trained = TrainedModel(model, config.optimizer, "bf16", settings.sequence_length)
     trained.set_learning_rate(0, config.warmup + config.repeats)
-    batches = [reward_batch(config, number) for number in range(settings.micro_batches)]
+    together = settings.packed_rows if packed else 1
+    length = settings.sequence_length // together
+    batches = [reward_batch(config, number, together) for number in range(settings.micro_batches)]
 
     def loss(module, output, batch):
         return *reward_sums(output, batch, model_config)[:2], {}
@@ -79,12 +98,16 @@ def measure_training(config: GPUChecksConfig, precision: str) -> dict:
     def step():
         trained.update(batches, reward_model_step, loss, (), "measurement")
 
-    seconds = timed(step, config)
-    rows = settings.micro_size * settings.micro_batches
-    flops = training_flops(sizes, settings.sequence_length, sum(model_config.levels))
-    if precision == "bf16":  # with FP8 it runs at every position
-        flops -= 3 * feed_forward_flops(sizes, settings.sequence_length - 1)
-    return result("reward-model training", precision, layers, seconds, rows * settings.sequence_length, rows * flops)
+    found = measured(step, config)
+    rows = settings.micro_size * settings.micro_batches * together
+    flops = training_flops(sizes, length, sum(model_config.levels))
+    predicted = None
+    if precision == "bf16":  # with FP8 it runs at every position, and the planner does not know its memory
+        flops -= 3 * feed_forward_flops(sizes, length - 1)
+        state = memory.state_bytes(count(model.module, ONE_RANK), ONE_RANK)
+        predicted = sum(state) + memory.stage_activations(shape_of(sizes), ONE_RANK, tokens, 0, settings.micro_batches)
+    what = "packed reward training" if packed else "reward-model training"
+    return result(what, precision, layers, found, rows * length, rows * flops, predicted)
 
 
 def measure_logprobs(config: GPUChecksConfig) -> dict:
@@ -100,12 +123,16 @@ def measure_logprobs(config: GPUChecksConfig) -> dict:
     def run():
         forward_micro_batches(model.module, batches, collect, length, hidden_states_step)
 
-    seconds = timed(run, config)
+    found = measured(run, config)
     rows = settings.micro_size * settings.micro_batches
     head = 2 * sizes["hidden_size"] * sizes["vocab_size"] * settings.answer_length
     unread = feed_forward_flops(sizes, settings.prompt_length)
     flops = rows * (forward_flops(sizes, length, 0) - unread + head)
-    return result("log-probabilities", "bf16", sizes["num_layers"], seconds, rows * length, flops)
+    shape, tokens = shape_of(sizes), settings.micro_size * length
+    predicted = memory.weight_bytes(count(model.module, ONE_RANK))
+    predicted += memory.forward_workspace(shape, ONE_RANK, tokens)
+    predicted += memory.logprob_bytes(shape, ONE_RANK, settings.chunk, backward=False)
+    return result("log-probabilities", "bf16", sizes["num_layers"], found, rows * length, flops, predicted)
 
 
 def measure_generation(config: GPUChecksConfig) -> dict:
@@ -121,11 +148,16 @@ def measure_generation(config: GPUChecksConfig) -> dict:
     answers = settings.prompts * settings.samples
     seeds = [(config.seed, number) for number in range(answers)]
 
-    seconds = timed(lambda: generator.generate(prompts, seeds, settings.samples), config)
+    found = measured(lambda: generator.generate(prompts, seeds, settings.samples), config)
     prompt, whole = (forward_flops(sizes, n, sizes["vocab_size"]) for n in (settings.prompt_length, length))
     flops = settings.prompts * prompt + answers * (whole - prompt)
     tokens = answers * settings.max_new_tokens
-    return result("generation", "bf16", sizes["num_layers"], seconds, tokens, flops)
+    shape, at_once = shape_of(sizes), min(settings.prompts, max(1, settings.batch_size // settings.samples))
+    reading = memory.forward_workspace(shape, ONE_RANK.in_generation(), at_once * settings.prompt_length)
+    drawing = memory.sampling_bytes(shape, at_once * settings.samples)
+    predicted = memory.weight_bytes(count(model.module, ONE_RANK)) + max(reading, drawing)
+    predicted += memory.kv_cache_bytes(shape, ONE_RANK, at_once * settings.samples, length)
+    return result("generation", "bf16", sizes["num_layers"], found, tokens, flops, predicted)
 
 
 def on_device(model: SummedLossModel, config: GPUChecksConfig, precision: str) -> SummedLossModel:
@@ -143,8 +175,16 @@ def on_device(model: SummedLossModel, config: GPUChecksConfig, precision: str) -
     return model
 
 
-def timed(run: Callable[[], object], config: GPUChecksConfig) -> float:
-    """Median seconds of the measured runs."""
+class Measured(NamedTuple):
+    """Median seconds of the measured runs, the peak of memory (GiB), and the operators of one more run."""
+
+    seconds: float
+    peak: float
+    operators: list[dict]
+
+
+def measured(run: Callable[[], object], config: GPUChecksConfig) -> Measured:
+    """Runs to warm up, runs to measure, and one under torch's profiler."""
     torch.cuda.reset_peak_memory_stats()
     seconds = []
     for number in range(config.warmup + config.repeats):
@@ -154,14 +194,17 @@ def timed(run: Callable[[], object], config: GPUChecksConfig) -> float:
         torch.cuda.synchronize()
         if number >= config.warmup:
             seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    peak = peak_memory_gigabytes()
+    return Measured(statistics.median(seconds), peak, profiled(run)[:OPERATORS])
 
 
-def result(what: str, precision: str, layers: int, seconds: float, tokens: int, flops: int) -> dict:
-    """One row: rates from the median run, MFU against the device's peak in this precision (None if it is not known)."""
-    peak = peak_flops(torch.cuda.get_device_name())
-    if peak is not None and precision.startswith("fp8"):
-        peak *= 2
+def result(
+    what: str, precision: str, layers: int, found: Measured, tokens: int, flops: int, predicted: float | None
+) -> dict:
+    """One row: rates from the median run, MFU against the device's peak in this precision (None if it is not known),
+    and the planner's bytes beside the peak of memory, both in GiB (None where it has no formula)."""
+    seconds = found.seconds
+    peak = peak_flops(torch.cuda.get_device_name(), precision)
     return {
         "what": what,
         "precision": precision,
@@ -170,13 +213,26 @@ def result(what: str, precision: str, layers: int, seconds: float, tokens: int, 
         "tokens_per_second": tokens / seconds,
         "tflops_per_second": flops / seconds / 1e12,
         "mfu": None if peak is None else flops / seconds / peak,
-        "memory_gigabytes": peak_memory_gigabytes(),
+        "memory_gigabytes": found.peak,
+        "predicted_gigabytes": None if predicted is None else predicted / 2**30,
+        "operators": found.operators,
     }
 
 
-def feed_forward_flops(sizes: dict, positions: int) -> int:
-    """Operations of one layer's feed-forward: the last one leaves out what is not read (models/read_positions.py)."""
-    return 2 * 3 * sizes["hidden_size"] * sizes["ffn_hidden_size"] * positions
+ONE_RANK = Layout(tensor=1, pipeline=1, expert=1, data=1, micro_size=1, recompute="none")
+
+
+def shape_of(sizes: dict) -> ModelShape:
+    """The stack as the planner's formulas take it."""
+    return ModelShape(
+        layers=sizes["num_layers"],
+        hidden=sizes["hidden_size"],
+        heads=sizes["num_attention_heads"],
+        groups=sizes["num_query_groups"],
+        head_size=sizes["hidden_size"] // sizes["num_attention_heads"],
+        ffn=sizes["ffn_hidden_size"],
+        vocab=sizes["vocab_size"],
+    )
 
 
 def device_memory() -> int:
@@ -212,19 +268,23 @@ def activation_bytes(shape: ShapeConfig) -> int:
     return 2 * (4 * shape.hidden_size + 2 * shape.hidden_size + key_value + 3 * shape.ffn_hidden_size)
 
 
-def reward_batch(config: GPUChecksConfig, number: int) -> RewardBatch:
-    """Random rows of full length, a random level for every head."""
+def reward_batch(config: GPUChecksConfig, number: int, together: int = 1) -> RewardBatch:
+    """Random rows of full length, a random level for every head; with `together` above 1 packs of as many rows."""
     settings, generator = config.training, torch.Generator().manual_seed(config.seed + number)
     levels = [dimension.levels for dimension in config.preferences.values()]
-    shape = (settings.micro_size, settings.sequence_length)
-    targets = [
-        torch.nn.functional.one_hot(torch.randint(k, (settings.micro_size,), generator=generator), k) for k in levels
-    ]
+    rows, length = settings.micro_size * together, settings.sequence_length // together
+    targets = [torch.nn.functional.one_hot(torch.randint(k, (rows,), generator=generator), k) for k in levels]
+    tokens = torch.randint(config.shape.vocab_size, (rows, length), generator=generator)
+    last_index, packing = torch.full((rows,), length - 1), None
+    if together > 1:
+        ends = length * torch.arange(rows + 1)
+        tokens, last_index, packing = tokens.view(1, -1), ends[1:] - 1, Packing(ends.int(), length)
     return RewardBatch(
-        tokens=torch.randint(config.shape.vocab_size, shape, generator=generator),
-        last_index=torch.full((settings.micro_size,), settings.sequence_length - 1),
+        tokens=tokens,
+        last_index=last_index,
         targets=torch.cat(targets, -1).float(),
-        label_mask=torch.ones(settings.micro_size, len(levels), dtype=torch.bool),
+        label_mask=torch.ones(rows, len(levels), dtype=torch.bool),
+        packing=packing,
     )
 
 

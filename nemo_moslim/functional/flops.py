@@ -21,19 +21,31 @@ def layer_weights(sizes: Mapping[str, int | None]) -> int:
     return attention + 3 * hidden * width + hidden * sizes["num_moe_experts"]  # the router's matrix
 
 
+def causal_pairs(length: int) -> int:
+    """(query, key) pairs of a row under the causal mask."""
+    return length * (length + 1) // 2
+
+
+def layers_flops(sizes: Mapping[str, int | None], tokens: int, pairs: int) -> int:
+    """Operations of one forward pass through all layers, over rows of `tokens` and `pairs` (`causal_pairs`) in all."""
+    head_size = sizes.get("kv_channels") or sizes["hidden_size"] // sizes["num_attention_heads"]
+    attention = 4 * sizes["num_attention_heads"] * head_size * pairs  # scores, and their sum over values
+    return sizes["num_layers"] * (2 * layer_weights(sizes) * tokens + attention)
+
+
+def feed_forward_flops(sizes: Mapping[str, int | None], positions: int) -> int:
+    """Operations of one dense layer's feed-forward: the last one's is left out where it is not read
+    (models/read_positions.py)."""
+    return 2 * 3 * sizes["hidden_size"] * sizes["ffn_hidden_size"] * positions
+
+
 def forward_flops(sizes: Mapping[str, int | None], length: int, outputs: int) -> int:
     """Operations of one forward pass over a row of `length` tokens with causal attention.
 
     Args:
         outputs: width of the last layer at every position (vocabulary, classes); 0 where it is left out.
     """
-    head_size = sizes.get("kv_channels") or sizes["hidden_size"] // sizes["num_attention_heads"]
-    width = sizes["num_attention_heads"] * head_size
-    pairs = length * (length + 1) // 2  # (query, key) pairs under the causal mask
-    attention = 4 * width * pairs  # scores, and their sum over values
-    return sizes["num_layers"] * (2 * layer_weights(sizes) * length + attention) + (
-        2 * sizes["hidden_size"] * outputs * length
-    )
+    return layers_flops(sizes, length, causal_pairs(length)) + 2 * sizes["hidden_size"] * outputs * length
 
 
 def training_flops(sizes: Mapping[str, int | None], length: int, outputs: int) -> int:
@@ -52,6 +64,8 @@ PEAK_BF16 = {
 }
 
 
-def peak_flops(device: str) -> float | None:
-    """Peak of a GPU in bf16, by the name that CUDA gives; None for one that is not in the table. FP8 has the double."""
-    return next((peak for name, peak in PEAK_BF16.items() if name in device), None)
+def peak_flops(device: str, precision: str = "bf16") -> float | None:
+    """Peak of a GPU, by the name that CUDA gives; None for one that is not in the table. FP8 ("fp8", "fp8 delayed", …)
+    has the double of bf16."""
+    peak = next((peak for name, peak in PEAK_BF16.items() if name in device), None)
+    return peak * 2 if peak is not None and precision.startswith("fp8") else peak

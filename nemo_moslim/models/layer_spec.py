@@ -279,11 +279,22 @@ class SDPACoreAttention(MegatronModule):
 def _allowed_keys(
     attention_mask: Tensor | None, sq: int, sk: int, causal: bool, device: torch.device
 ) -> tuple[Tensor | None, bool]:
-    """The mask (True where attention is allowed) and the `is_causal` flag for torch; at most one of them is set."""
-    forbids_keys = attention_mask is not None and attention_mask.size(-2) == 1 and sq > 1
-    if not causal or (attention_mask is not None and not forbids_keys):
-        return (None if attention_mask is None else attention_mask.logical_not()), False
-    if attention_mask is None and sq == sk:
-        return None, True
-    lower = torch.ones(sq, sk, dtype=torch.bool, device=device).tril(sk - sq)
-    return (lower if attention_mask is None else lower & attention_mask.logical_not()), False
+    """The mask (True where attention is allowed) and the `is_causal` flag for torch; at most one of them is set.
+
+    All layers of a pass get one mask: it keeps what was made of it, so that the first layer makes it for all.
+    """
+    if attention_mask is None and (sq == sk or not causal):
+        return None, causal
+    if attention_mask is None:
+        return _lower(sq, sk, device), False
+    adds_causal = causal and attention_mask.size(-2) == 1 and sq > 1
+    made = attention_mask.__dict__.setdefault("allowed", {})
+    if (sq, adds_causal) not in made:
+        allowed = attention_mask.logical_not()
+        made[sq, adds_causal] = _lower(sq, sk, device) & allowed if adds_causal else allowed
+    return made[sq, adds_causal], False
+
+
+def _lower(sq: int, sk: int, device: torch.device) -> Tensor:
+    """bool [Sq, Sk]: query i, of the last Sq positions, and the keys that it may attend to."""
+    return torch.ones(sq, sk, dtype=torch.bool, device=device).tril(sk - sq)

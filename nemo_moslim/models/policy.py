@@ -59,7 +59,7 @@ def hidden_states_step(model: torch.nn.Module, batch: PolicyBatch) -> Tensor:
     predict them. The vocabulary layer is left to `answer_logprobs`.
     """
     core = core_model(model)
-    rows, places = batch.response_mask.nonzero(as_tuple=True)
+    rows, places = batch.answer_rows, batch.answer_places
     before = batch.prompt_lengths[rows] + places - 1
     has_output = core.post_process
     with reading(model, rows, before) as early:
@@ -91,7 +91,7 @@ def answer_logprobs(
     core = core_model(model)
     if not core.config.sequence_parallel:
         hidden = copy_to_tensor_model_parallel_region(hidden)
-    rows, places = batch.response_mask.nonzero(as_tuple=True)
+    rows, places = batch.answer_rows, batch.answer_places
     shared = core.share_embeddings_and_output_weights
     weight = core.shared_embedding_or_output_weight() if shared else core.output_layer.weight
     logprobs, entropy = vocab_parallel_logprobs(

@@ -1,6 +1,7 @@
 """Where this rank stands in the layout, and the few collectives that losses and telemetry need."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ def is_rank_zero() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def collective_timeout() -> timedelta:
+    """How long ranks wait for one that does not come: the launch's number of seconds, as NeMo's Trainer takes it, or
+    half an hour."""
+    return timedelta(seconds=int(os.environ.get("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", "1800")))
+
+
 def initialize(parallel: ParallelConfig, seed: int) -> None:
     """Process groups and seeds outside NeMo's Trainer; a single process needs no launcher.
 
@@ -36,21 +43,23 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
     check_ranks(parallel, world_size())
     from megatron.core import parallel_state, tensor_parallel
 
+    timeout = collective_timeout()
     if not dist.is_initialized():
         backend = "gloo" if not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
         if store := next_store():
             rank = int(os.environ.get("RANK", "0"))
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size())
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size())
         elif "RANK" in os.environ:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timeout)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         expert_model_parallel_size=parallel.expert,
+        distributed_timeout_minutes=timeout / timedelta(minutes=1),
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 

@@ -57,6 +57,25 @@ def check_platform(parallel: ParallelConfig, platform: Platform) -> None:
         )
 
 
+def check_attention(precision: str, packing: bool, parallel: ParallelConfig, platform: Platform) -> None:
+    """Refuse fp32 where rows are packed or split: Transformer Engine's flash and fused attention take 16-bit numbers,
+    and its unfused one neither packed rows nor context parallelism.
+
+    Raises:
+        ValueError: see above; the remedy is precision=bf16.
+    """
+    if precision != "fp32" or not platform.transformer_engine:
+        return
+    for key, value, asked in (
+        ("parallel.context", parallel.context, parallel.context > 1),
+        ("batch.packing", "true", packing),
+    ):
+        if asked:
+            raise ValueError(
+                f"precision=fp32 with {key}={value}: Transformer Engine has no attention for it: use precision=bf16"
+            )
+
+
 def check_precision(
     precision: str, recipe: str, parallel: ParallelConfig, architecture: Architecture, platform: Platform
 ) -> None:

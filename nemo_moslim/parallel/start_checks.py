@@ -11,7 +11,7 @@ from nemo_moslim.parallel.layout_checks import (
     check_ranks,
     row_multiple,
 )
-from nemo_moslim.parallel.platform import Platform, check_platform, check_precision
+from nemo_moslim.parallel.platform import Platform, check_attention, check_platform, check_precision
 from nemo_moslim.policy_config import PolicyTrainingConfig
 
 
@@ -24,6 +24,7 @@ def check_supervised(config: SupervisedConfig, architecture: Architecture, ranks
     parallel, batch = config.parallel, config.batch
     check_platform(parallel, platform)
     check_precision(config.precision, config.fp8_recipe, parallel, architecture, platform)
+    check_attention(config.precision, batch.packing, parallel, platform)
     check_model(parallel, architecture)
     replicas = check_ranks(parallel, ranks)
     check_batch(parallel, batch.global_size, batch.micro_size, replicas)

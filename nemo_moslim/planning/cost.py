@@ -68,6 +68,11 @@ def layer_flops(shape: ModelShape, tokens: float, length: float) -> float:
     return tokens * (linear + attention_flops(shape, length))
 
 
+def repeated_flops(shape: ModelShape, layout: Layout, tokens: float) -> float:
+    """What the experts of one layer compute once more for every copy of a token beyond the first."""
+    return 2 * tokens * (layout.expert_copies - 1) * shape.chosen_parameters
+
+
 def attention_flops(shape: ModelShape, length: float) -> float:
     """Per token: scores and their product with the values over half of the row on average."""
     return 2 * length * shape.heads * shape.head_size
@@ -77,11 +82,13 @@ def tensor_seconds(shape: ModelShape, layout: Layout, rates: Rates, tokens: floa
     """Collectives of tensor parallelism in one layer's forward pass (Shoeybi et al. 2019; Korthikanti et al. 2022).
 
     An all-reduce of T h each after attention and feed-forward part (under sequence parallelism an all-gather and a
-    reduce-scatter: the same bytes). Experts: every rank of theirs gathers the tokens that were sent to them.
+    reduce-scatter: the same bytes). Experts: every rank of theirs gathers the tokens that were sent to them, in
+    generation once from each tensor-parallel rank.
     """
     if layout.tensor == 1:
         return 0.0
-    copies = 1 + (shape.experts_per_token + (1 if shape.shared_ffn else 0) if shape.experts else 1)
+    chosen = shape.experts_per_token * layout.expert_copies
+    copies = 1 + (chosen + (1 if shape.shared_ffn else 0) if shape.experts else 1)
     size = BF16 * tokens * shape.hidden * copies
     return 2 * all_gather_seconds(size, layout.tensor, rates.ring(layout.tensor, 1))
 
@@ -120,7 +127,7 @@ def stage_seconds(
         predicted: tokens of it whose vocabulary is computed; the logits are computed once more in the backward pass.
     """
     layers, per_gpu = shape.layers // layout.pipeline, layout.tensor * rates.flops
-    compute = layer_flops(shape, tokens, length) / per_gpu
+    compute = (layer_flops(shape, tokens, length) + repeated_flops(shape, layout, tokens)) / per_gpu
     tensor = tensor_seconds(shape, layout, rates, tokens)
     communication = tensor + expert_seconds(shape, layout, rates, tokens)
     forward = max(compute + communication, rates.launch)
@@ -175,6 +182,7 @@ def decode_seconds(shape: ModelShape, layout: Layout, rates: Rates, rows: float,
     cache = 2 * BF16 * shape.groups * shape.head_size * rows * length
     reading = (BF16 * weights + cache) / t / rates.memory
     computing = rows * (2 * (shape.attention_parameters + shape.ffn_parameters) + 2 * attention_flops(shape, length))
+    computing += repeated_flops(shape, layout, rows)
     layer = max(reading, computing / (t * rates.flops), rates.launch)
     vocabulary = BF16 * shape.hidden * shape.vocab / t / rates.memory
     return shape.layers * layer + vocabulary

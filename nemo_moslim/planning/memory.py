@@ -89,6 +89,7 @@ def _ffn_saved(shape: ModelShape, layout: Layout) -> float:
         return 3 * BF16 * shape.ffn / t
     # every choice of an expert sends a copy of the token, which the expert's tensor-parallel ranks all receive
     chosen = shape.experts_per_token * (BF16 * shape.hidden + 3 * BF16 * shape.expert_ffn / t + FP32)
+    chosen *= layout.expert_copies
     router = ROUTER_BYTES * shape.experts / layout.sequence
     shared = 3 * BF16 * shape.shared_ffn / t
     gated_output = BF16 * shape.hidden / layout.sequence if shape.shared_ffn else 0
@@ -120,11 +121,10 @@ def backward_workspace(shape: ModelShape, layout: Layout, tokens: int) -> float:
     return tokens * (_ffn_saved(shape, layout) + BF16 * shape.hidden)
 
 
-def forward_workspace(shape: ModelShape, tensor: int, tokens: int) -> float:
-    """Tensors that exist at one time in a forward pass without gradients: residual, norm, and the larger of the
-    attention's and the feed-forward part's; without sequence parallelism, as in generation."""
-    layout = Layout(tensor=tensor, pipeline=1, expert=1, data=1, micro_size=1, recompute="none")
-    attention = BF16 * (2 * shape.heads + 2 * shape.groups) * shape.head_size / tensor
+def forward_workspace(shape: ModelShape, layout: Layout, tokens: int) -> float:
+    """Tensors that exist at one time in a forward pass without gradients: residual and norm, both whole, and the larger
+    of the attention's and the feed-forward part's."""
+    attention = BF16 * (2 * shape.heads + 2 * shape.groups) * shape.head_size / layout.tensor
     return tokens * (2 * BF16 * shape.hidden + max(attention, _ffn_saved(shape, layout)))
 
 

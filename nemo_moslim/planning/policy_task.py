@@ -77,10 +77,11 @@ class PolicyTask:
         state = memory.state_bytes(self.models.policy_shards.shard("policy", layout, stage), layout)
         items = [Item(POLICY, what, ALWAYS, size) for what, size in state._asdict().items()]
         prompts, answers = self.generation_prompts, self.generation_prompts * config.algorithm.samples
-        prefill = memory.forward_workspace(shape, layout.tensor, prompts * (length - config.max_new_tokens))
+        read = prompts * (length - config.max_new_tokens)
+        prefill = memory.forward_workspace(shape, layout.in_generation(), read)
         draw = memory.sampling_bytes(shape, answers) if last else 0.0
         tokens = layout.micro_size * length
-        forward = memory.forward_workspace(shape, layout.tensor, tokens)
+        forward = memory.forward_workspace(shape, layout, tokens)
         saved = memory.stage_activations(shape, layout, tokens, stage, self.micro_batches)
         items += [
             Item(POLICY, "KV cache", GENERATION, memory.kv_cache_bytes(shape, layout, answers, length)),
@@ -100,7 +101,7 @@ class PolicyTask:
     def _reward_items(self, stage: int) -> list[Item]:
         layout, shape, model = self.layout, self.models.reward, self.config.reward_model or self.config.model
         weights = memory.weight_bytes(self.models.reward_shards.shard("reward", layout, stage))
-        forward = memory.forward_workspace(shape, layout.tensor, self.config.batch.score_size * model.max_length)
+        forward = memory.forward_workspace(shape, layout, self.config.batch.score_size * model.max_length)
         return [
             Item(REWARD, "weights", SCORING if self.offload else ALWAYS, weights),
             Item(REWARD, "forward pass", SCORING, forward),
@@ -113,7 +114,7 @@ class PolicyTask:
         saved = memory.stage_activations(shape, layout, tokens, stage, self.micro_batches)
         return [
             *(Item(CRITIC, what, ALWAYS, size) for what, size in state._asdict().items()),
-            Item(CRITIC, "forward pass", VALUES, memory.forward_workspace(shape, layout.tensor, tokens)),
+            Item(CRITIC, "forward pass", VALUES, memory.forward_workspace(shape, layout, tokens)),
             Item(CRITIC, "activations", CRITIC_UPDATE, saved),
         ]
 
@@ -154,7 +155,7 @@ class PolicyTask:
 
     def _generation_seconds(self, rates: cost.Rates) -> float:
         """Rows leave the batch when their answer ends; a batch runs until the longest has reached the limit."""
-        config, layout, shape = self.config, self.layout, self.models.policy
+        config, layout, shape = self.config, self.layout.in_generation(), self.models.policy
         data, prompts = config.data, self.generation_prompts
         batches = math.ceil(config.batch.prompts / layout.data / prompts)
         tokens = prompts * data.prompt_tokens
@@ -165,20 +166,21 @@ class PolicyTask:
         return batches * (layout.pipeline * read + config.max_new_tokens * decode)
 
     def _scoring_seconds(self, rates: cost.Rates, length: int) -> float:
-        """One micro-batch after the other goes through all stages (rollout/score.py)."""
+        """Passes of as many micro-batches as `micro_batches_per_pass` (rollout/score.py), all of them filled up."""
         config, layout = self.config, self.layout
         size = config.batch.score_size
-        calls = math.ceil(config.answers / layout.data / size)
+        micro_batches = 1 if layout.pipeline == 1 else 4 * layout.pipeline
+        calls = math.ceil(config.answers / (layout.data * size * micro_batches))
         passes = cost.stage_seconds(self.models.reward, layout, rates, size * length, length, predicted=0)
         move = 0.0
         if self.offload:
             weights = memory.weight_bytes(self.models.reward_shards.shard("reward", layout, 0))
             move = weights / rates.host  # to the GPU; unchanged, so not back
-        return calls * layout.pipeline * (passes.forward + passes.transfer) + move
+        return calls * passes.all_micro_batches(layout.pipeline, micro_batches, backward=False) + move
 
     def _swap_seconds(self, rates: cost.Rates) -> float:
-        """The reference's weights come, the policy's go, and back again: four copies."""
-        return 4 * memory.weight_bytes(self.models.policy_shards.shard("policy", self.layout, 0)) / rates.host
+        """The policy's weights go, the reference's come, and the policy's come back: three copies (`FrozenWeights`)."""
+        return 3 * memory.weight_bytes(self.models.policy_shards.shard("policy", self.layout, 0)) / rates.host
 
     def _update_seconds(self, passes: cost.StageSeconds, kind: str, rates: cost.Rates) -> float:
         counter = self.models.policy_shards if kind == "policy" else self.models.reward_shards

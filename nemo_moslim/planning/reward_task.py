@@ -52,6 +52,7 @@ def plan_reward_model(
         overrides=(
             *layout_overrides(layout),
             "optimizer.overlap=true",
+            f"model.max_length={config.model.max_length}",
             f"model.recompute={recompute_value(layout)}",
             f"batch.global_size={batch.global_size}",
             f"batch.micro_size={layout.micro_size}",

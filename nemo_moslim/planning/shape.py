@@ -33,8 +33,12 @@ class ModelShape:
         if not self.experts:
             return 3 * self.hidden * self.ffn
         gate = self.hidden if self.shared_ffn else 0
-        per_token = self.experts_per_token * self.expert_ffn + self.shared_ffn
-        return 3 * self.hidden * per_token + self.hidden * self.experts + gate
+        return self.chosen_parameters + 3 * self.hidden * self.shared_ffn + self.hidden * self.experts + gate
+
+    @property
+    def chosen_parameters(self) -> int:
+        """Weights of the experts that a token chooses in one layer; 0 without experts."""
+        return 3 * self.hidden * self.experts_per_token * self.expert_ffn
 
 
 def model_shape(model: ModelConfig, vocab: int) -> ModelShape:
@@ -75,6 +79,16 @@ class Layout:
         return self.tensor
 
     @property
+    def expert_copies(self) -> int:
+        """How often an expert gets a token that chose it: megatron-core's dispatcher gathers what each tensor-parallel
+        rank holds, a share of the tokens under sequence parallelism and all of them without."""
+        return self.tensor // self.sequence
+
+    def in_generation(self) -> "Layout":
+        """The same ranks while they sample answers."""
+        return GenerationLayout(**vars(self))
+
+    @property
     def expert_data(self) -> int:
         """Ranks that hold the same experts."""
         return self.data // self.expert
@@ -91,3 +105,12 @@ class Layout:
             tensor_overlap=False,
             moe_dispatcher="alltoall",
         )
+
+
+class GenerationLayout(Layout):
+    """Without sequence parallelism: a step of one token cannot be split (rollout/generate.py)."""
+
+    @property
+    def sequence(self) -> int:
+        """Every tensor-parallel rank holds all tokens."""
+        return 1

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_moslim.benchmark.contest import Contest, tolerance
-from nemo_moslim.benchmark.mfu import forward_flops_per_token
+from nemo_moslim.benchmark.mfu import model_flops_utilization, round_flops
 from nemo_moslim.benchmark.peer_process import UNLABELLED, Round
 from nemo_moslim.benchmark.report import ratios, summary
 from nemo_moslim.benchmark_config import BenchmarkConfig
@@ -158,9 +158,29 @@ def test_batch_sizes_that_do_not_divide_the_step_are_left_out():
 
 
 def test_flops_of_a_7b_model():
-    """Qwen2-7B: 6.53 billion weights in its layers (its 7.6 less embedding and vocabulary layer)."""
+    """Qwen2-7B: 6.53 billion weights in its layers (its 7.6 less embedding and vocabulary layer); attention beside."""
     sizes = dict(num_layers=28, hidden_size=3584, ffn_hidden_size=18944, num_attention_heads=28, num_query_groups=4)
-    assert forward_flops_per_token(sizes) / 2 == pytest.approx(6.53e9, rel=0.01)
+    turn = Round(1.0, 1.0, tokens=1, items=1)
+    assert round_flops("scoring", sizes, turn, leaves_out=False) / 2 == pytest.approx(6.53e9, rel=0.01)
+
+
+def test_flops_of_a_turn_by_hand(monkeypatch):
+    """Two layers of 36 + 12 + 12 + 36 + 180 weights over rows of 3 and 5 tokens, 6 + 15 pairs of three heads of 2."""
+    sizes = dict(
+        num_layers=2, hidden_size=6, ffn_hidden_size=10, num_attention_heads=3, num_query_groups=1, vocab_size=7
+    )
+    turn = Round(seconds=2.0, cpu_seconds=1.0, tokens=8, items=2, pairs=21, read=3)
+    layers = 2 * (2 * 276 * 8 + 4 * 6 * 21)
+    last = 2 * 180 * (8 - 3)  # the last feed-forward at the 5 positions that are not read
+    assert round_flops("scoring", sizes, turn, leaves_out=False) == layers
+    assert round_flops("rm", sizes, turn, leaves_out=True) == 3 * (layers - last)
+    assert round_flops("logprob", sizes, turn, leaves_out=True) == layers - last + 2 * 6 * 7 * 3
+    assert model_flops_utilization("rm", sizes, [turn], "bf16") is None  # no GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    bf16, fp8 = (model_flops_utilization("rm", sizes, [turn], p, leaves_out=True) for p in ("bf16", "fp8"))
+    assert bf16 == 2 * fp8 == pytest.approx(3 * (layers - last) / 2.0 / 989e12)
+    assert model_flops_utilization("generate", sizes, [turn], "bf16") is None
 
 
 def test_flops_of_a_mixture_count_the_experts_that_a_token_meets():
@@ -168,7 +188,8 @@ def test_flops_of_a_mixture_count_the_experts_that_a_token_meets():
     sizes = dict(num_layers=28, hidden_size=3584, ffn_hidden_size=18944, num_attention_heads=28, num_query_groups=4,
                  num_moe_experts=64, moe_router_topk=8, moe_ffn_hidden_size=2560,
                  moe_shared_expert_intermediate_size=20480)  # fmt: skip
-    assert forward_flops_per_token(sizes) / 2 == pytest.approx(13.1e9, rel=0.02)
+    turn = Round(1.0, 1.0, tokens=1, items=1)
+    assert round_flops("scoring", sizes, turn, leaves_out=False) / 2 == pytest.approx(13.1e9, rel=0.02)
 
 
 @pytest.mark.parametrize(

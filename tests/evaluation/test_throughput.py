@@ -22,6 +22,7 @@ SETTINGS = [
     "training.fp8_recipes=[]", "logprobs.prompt_length=8", "logprobs.answer_length=16", "logprobs.micro_size=2",
     "logprobs.micro_batches=2", "logprobs.chunk=8", "generation.prompts=3", "generation.samples=2",
     "generation.prompt_length=8", "generation.max_new_tokens=4", "generation.batch_size=4",
+    "training.packed_rows=4",
 ]  # fmt: skip
 H100 = 80 * 2**30
 
@@ -32,13 +33,15 @@ def measured(trainings) -> dict:
 
 
 def test_each_rate_counts_its_tokens_and_operations(measured):
-    training, logprobs, generation = measured["rows"]
+    training, packed, logprobs, generation = measured["rows"]
     one_layer = SHAPE | {"num_layers": 1}
     feed_forward = 2 * 3 * 32 * 64  # of a token; the last layer's runs at the answer's end, and before answer tokens
     trained = training_flops(one_layer, 24, 12) - 3 * feed_forward * 23
+    trained_packed = training_flops(one_layer, 6, 12) - 3 * feed_forward * 5  # four rows of six tokens to a pack
     read = forward_flops(SHAPE, 24, 0) - feed_forward * 8
     expected = [
         (training, "reward-model training", 1, 6 * 24, 6 * trained),
+        (packed, "packed reward training", 1, 6 * 24, 24 * trained_packed),
         (logprobs, "log-probabilities", 2, 4 * 24, 4 * (read + 2 * 32 * 256 * 16)),
         (generation, "generation", 2, 6 * 4,
          3 * forward_flops(SHAPE, 8, 256) + 6 * (forward_flops(SHAPE, 12, 256) - forward_flops(SHAPE, 8, 256))),
@@ -48,6 +51,17 @@ def test_each_rate_counts_its_tokens_and_operations(measured):
         assert row["seconds"] > 0 and row["memory_gigabytes"] > 0 and row["shape"] == SHAPE
         assert row["tokens_per_second"] * row["seconds"] == pytest.approx(tokens)
         assert row["tflops_per_second"] * row["seconds"] == pytest.approx(flops / 1e12)
+
+
+def test_memory_stands_beside_the_planners_and_the_operators_beside_the_time(measured):
+    layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64  # weights: of 18 bytes in training, of 2 otherwise
+    embedding = 256 * 32
+    for row, least in zip(
+        measured["rows"], (*[18 * (layer + embedding)] * 2, *[2 * 2 * (layer + embedding)] * 2), strict=True
+    ):
+        assert least < row["predicted_gigabytes"] * 2**30 < least + 2**20, row["what"]
+        listed = [operator["share"] for operator in row["operators"]]
+        assert 0 < len(listed) <= 10 and sorted(listed, reverse=True) == listed and 0 < sum(listed) < 1.001
 
 
 def test_a_line_of_the_table_names_rate_and_utilisation(measured):

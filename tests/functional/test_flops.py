@@ -54,3 +54,4 @@ def test_long_rows_are_about_six_operations_a_weight_and_token():
 )
 def test_peaks_by_name(name, peak):
     assert peak_flops(name) == peak
+    assert peak_flops(name, "fp8 delayed") == (peak and 2 * peak)

@@ -75,8 +75,74 @@ def scores(run: str, data: str, precision: str, transformer_engine: bool) -> dic
         "scores": found.tolist(),
         "classes": sorted({type(module).__name__ for module in model.module.modules()}),
         "head": sorted({str(value.dtype) for value in (model.head.weight, *model.head.statistics)}),
-        "backbone": str(model.module.decoder.layers[0].mlp.linear_fc2.weight.dtype),
+        "backbone": str(next(model.module.decoder.layers[0].mlp.parameters()).dtype),
     }
+
+
+def packed_scores(run: str, data: str) -> dict:
+    """Logits of the first 24 rows of a file in bf16: padded, eight rows at a time, and the same eight packed."""
+    parallel = start(transformer_engine=True)
+    import numpy as np
+
+    from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
+    from nemo_moslim.data.reward_dataset import RewardDataset
+    from nemo_moslim.rollout.open_model import open_reward_model
+    from nemo_moslim.rollout.score import forward_micro_batches
+
+    model, tokenizer = open_reward_model(run, parallel, "bf16")
+    model.module.eval()
+    ratings = [json.loads(line) for line in Path(data).read_text().splitlines()][:24]
+    encoder = ChatEncoder(load_tokenizer(tokenizer))
+    dataset = RewardDataset.build(ratings, model.config.schema, encoder, 64, "raise", 16, origin=data)
+
+    def logits(make):
+        found = []
+        for rows in np.arange(24).reshape(3, 8):
+            kept = forward_micro_batches(model.module, [make(rows)], lambda _, output: {"logits": output}, 512)
+            found += kept[0]["logits"].float().tolist()
+        return found
+
+    return {"padded": logits(dataset.batch), "packed": logits(dataset.packed_batch)}
+
+
+def policy_pass(run: str) -> dict:
+    """Log-probabilities of a micro-batch, in which the host may not wait for the GPU."""
+    parallel = start(transformer_engine=True)
+    import torch
+
+    from nemo_moslim.batches import PolicyBatch
+    from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
+    from nemo_moslim.rollout.open_model import open_policy
+
+    model, _ = open_policy(run, parallel, "bf16")
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.arange(8) < torch.tensor([8, 3, 5, 0])[:, None]
+    empty = torch.zeros(4, 8)
+    batch = PolicyBatch(
+        tokens=torch.randint(200, (4, 32), generator=generator),
+        prompt_lengths=torch.tensor([9, 20, 4, 11]),
+        response_mask=mask,
+        rows=torch.arange(4),
+        old_logprobs=empty,
+        ref_logprobs=empty,
+        old_values=empty,
+        advantages=empty,
+        returns=empty,
+    )
+
+    @torch.no_grad()
+    def run_once(moved) -> torch.Tensor:
+        hidden = hidden_states_step(model.module, moved)
+        return answer_logprobs(model.module, hidden, moved, model.config.vocab_size, 1.0, 16)[0]
+
+    moved = batch.to_device()
+    expected = run_once(moved).cpu()  # also compiles and allocates, which may wait
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("error")
+    found = run_once(moved)
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("default")
+    return {"expected": expected.tolist(), "found": found.cpu().tolist(), "mask": mask.tolist()}
 
 
 def greedy_answers(run: str, prompts: list[list[int]], transformer_engine: bool) -> dict:

@@ -24,6 +24,44 @@ def test_both_specs_score_alike(gpu_reward, rating_dir, precision, tolerance):
     assert np.abs(mine - local).max() < tolerance
 
 
+@pytest.fixture(scope="module")
+def mixture_reward(tokenizer_dir, rating_dir, gpu_arguments, tmp_path_factory) -> str:
+    """A reward model on a mixture of four experts and a gated one that every token takes, trained from scratch."""
+    run_dir = tmp_path_factory.mktemp("gpu_mixture")
+    experts = [
+        "model.family=qwen2_moe", "model.num_experts=4", "model.experts_per_token=2", "model.expert_hidden_size=128",
+        "model.shared_expert_hidden_size=128", f"tokenizer={tokenizer_dir}", f"data={rating_dir}",
+    ]  # fmt: skip
+    arguments = [*gpu_arguments, *experts, f"run_dir={run_dir}", "precision=bf16", "statistics.std_floor=1e-7"]
+    call("train", entry="train_rm", arguments=arguments)
+    return str(run_dir)
+
+
+def test_both_specs_score_a_mixture_alike(mixture_reward, rating_dir):
+    """In fp32: in bf16 a token between two experts may go to either."""
+    settings = dict(run=mixture_reward, data=str(rating_dir / "validation.jsonl"), precision="fp32")
+    found = {engine: call("scores", **settings, transformer_engine=engine) for engine in (True, False)}
+    assert any(name.startswith("TE") for name in found[True]["classes"])
+    assert not any(name.startswith("TE") for name in found[False]["classes"])
+    mine, local = (np.array(found[engine]["scores"]) for engine in (True, False))
+    assert local.std(0).max() > 0.01  # the rows are told apart at all
+    assert np.abs(mine - local).max() < 0.01
+
+
+def test_packed_rows_score_as_padded_ones(gpu_reward, rating_dir):
+    found = call("packed_scores", run=gpu_reward["run"], data=str(rating_dir / "validation.jsonl"))
+    padded, packed = (np.array(found[name]) for name in ("padded", "packed"))
+    assert len(padded) == 24 and padded.std(0).max() > 0.1  # the rows are told apart
+    assert np.abs(padded - packed).max() < 0.05
+
+
+def test_a_micro_batch_of_the_policy_never_waits_for_the_gpu(gpu_sft):
+    found = call("policy_pass", run=gpu_sft)
+    expected, again, mask = (np.array(found[name]) for name in ("expected", "found", "mask"))
+    np.testing.assert_allclose(again, expected, atol=1e-3)
+    assert (expected[mask] < 0).all() and (expected[~mask] == 0).all()
+
+
 def test_head_and_statistics_stay_fp32_in_bf16(gpu_reward, rating_dir):
     from training_client import weights
 

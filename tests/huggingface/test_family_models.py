@@ -56,7 +56,7 @@ def jobs(family: str, policy, reward) -> list[dict]:
 
 
 def assert_same_logits(output, name: str, role: str, folder) -> None:
-    """Our model's logits are those of stock transformers, to 1e-4 of the largest."""
+    """Our model's logits are those of stock transformers, to 1e-4 relative to the largest logit (not absolute)."""
     expected, got = stock_logits(folder, role), torch.load(output / f"{name}.pt")
     got = got[:, :, : expected.shape[-1]] if role == "policy" else got[:, -1]
     scale = expected.abs().max().item()

@@ -13,7 +13,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from training_client import ROOT
 
-from nemo_moslim.models.layer_spec import RMSNorm, SDPACoreAttention, decoder_layer_spec
+from nemo_moslim.models.layer_spec import RMSNorm, SDPACoreAttention, _allowed_keys, decoder_layer_spec
 
 
 def attention(heads: int, groups: int, size: int, mask_type=AttnMaskType.causal, **fields) -> SDPACoreAttention:
@@ -44,6 +44,16 @@ def naive(query, key, value, forbidden, scale):
                 weights = weights / weights.sum()
                 rows.append(sum(w * value[k, b, h // repeat] for w, k in zip(weights, keys, strict=True)))
     return torch.stack(rows).reshape(sq, batch, heads * size)
+
+
+def test_layers_of_a_pass_share_what_is_made_of_a_mask():
+    padding = torch.tensor([[True, False, False], [False, False, False]])[:, None, None]  # [B, 1, 1, Sk]
+    first, _ = _allowed_keys(padding, 3, 3, True, padding.device)
+    assert _allowed_keys(padding, 3, 3, True, padding.device)[0] is first
+    lower = [[True, False, False], [True, True, False], [True, True, True]]
+    assert first[1, 0].tolist() == lower and first[0, 0, :, 0].tolist() == [False] * 3
+    assert _allowed_keys(padding, 3, 3, False, padding.device)[0].shape == (2, 1, 1, 3)  # no causal rule: another one
+    assert _allowed_keys(padding.clone(), 3, 3, True, padding.device)[0] is not first
 
 
 def causal(batch: int, sq: int, sk: int) -> torch.Tensor:

@@ -3,7 +3,14 @@
 import pytest
 from test_layout_checks import DENSE, MIXTURE, layout, refused
 
-from nemo_moslim.parallel.platform import Platform, check_platform, check_precision, fp8_widths, this_platform
+from nemo_moslim.parallel.platform import (
+    Platform,
+    check_attention,
+    check_platform,
+    check_precision,
+    fp8_widths,
+    this_platform,
+)
 
 HOPPER = Platform((9, 0), (12, 9), True)
 CPU = Platform(None, None, False)
@@ -92,6 +99,18 @@ def test_what_lives_in_transformer_engine_is_refused_without_it(changes, platfor
     message = refused(check_platform, layout(tensor=2, sequence=True, **changes), platform)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("context", "packing", "key"), [(2, False, "parallel.context=2"), (1, True, "batch.packing=true")]
+)
+def test_fp32_has_no_attention_for_packed_or_split_rows(context, packing, key):
+    message = f"precision=fp32 with {key}: Transformer Engine has no attention for it: use precision=bf16"
+    assert refused(check_attention, "fp32", packing, layout(context=context), HOPPER) == message
+    for precision in ("bf16", "fp8"):
+        check_attention(precision, packing, layout(context=context), HOPPER)
+    check_attention("fp32", packing, layout(), CPU)  # the attention without Transformer Engine takes packed rows
+    check_attention("fp32", False, layout(), HOPPER)
 
 
 def test_the_rest_runs_anywhere():

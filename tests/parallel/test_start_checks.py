@@ -86,9 +86,16 @@ def test_the_command_line_has_the_last_word():
         (["parallel.tensor=3"], 3, "use parallel.tensor=2 or 4"),
         (["parallel.tensor=4"], 6, "start 4 or 8 ranks"),
         (["batch.micro_size=5"], 1, "use batch.global_size=30 or 35"),
-        (["parallel.context=2"], 3, "start 2 or 4 ranks"),
+        (["parallel.context=2", "precision=bf16"], 3, "start 2 or 4 ranks"),
+        (["parallel.context=2"], 2, "precision=fp32 with parallel.context=2: Transformer Engine has no attention"),
         (
-            ["parallel.context=2", "batch.fixed_length=true", "model.max_length=248"],
+            ["batch.packing=true"],
+            1,
+            "batch.packing=true: Transformer Engine has no attention for it: use precision=bf16",
+        ),
+        (["batch.packing=true", "precision=bf16"], 1, None),
+        (
+            ["parallel.context=2", "precision=bf16", "batch.fixed_length=true", "model.max_length=248"],
             2,
             "use model.max_length=240 or 256",
         ),

@@ -74,6 +74,26 @@ def test_expert_parallel_traffic_by_hand():
     assert cost.expert_seconds(EXPERTS, layout, RATES, tokens=5) == pytest.approx(2 * 160 * 3 / 4 / 50)
 
 
+def test_in_generation_experts_compute_and_gather_what_every_tensor_parallel_rank_sends():
+    layout = dataclasses.replace(SPLIT, pipeline=1).in_generation()
+    # attention, shared expert, and two copies for each of two experts
+    assert cost.tensor_seconds(EXPERTS, layout, RATES, tokens=5) == pytest.approx(6 * 80 / 50)
+    chosen = 2 * 3 * 8 * 4  # weights of two experts
+    assert EXPERTS.chosen_parameters == chosen and DENSE.chosen_parameters == 0
+    fast_memory = dataclasses.replace(RATES, memory=1e9)
+    training, generation = (
+        cost.decode_seconds(EXPERTS, place, fast_memory, rows=3, length=7)
+        for place in (dataclasses.replace(SPLIT, pipeline=1), layout)
+    )
+    assert generation - training == pytest.approx(4 * 3 * 2 * chosen / 2000)  # 4 layers, two ranks' rate
+    wide = dataclasses.replace(RATES, nvlink=1e12)
+    reading = [cost.stage_seconds(EXPERTS, place, wide, 5, 10, predicted=0).forward for place in (SPLIT, layout)]
+    assert reading[1] - 2 * reading[0] == pytest.approx(4 * 5 * 2 * chosen / 2000)  # of 4 layers, not of 2
+    spread = dataclasses.replace(SPLIT, expert=4, data=4)
+    halves, whole = (cost.expert_seconds(EXPERTS, place, RATES, 5) for place in (spread, spread.in_generation()))
+    assert whole == pytest.approx(2 * halves)
+
+
 def test_a_stage_by_hand():
     layout = dataclasses.replace(WHOLE, pipeline=2)
     layer = 5 * (1152 + 160) / 1000

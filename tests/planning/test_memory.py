@@ -68,8 +68,19 @@ def test_kv_cache_by_hand():
 
 def test_forward_workspace_by_hand():
     # residual and norm 2 x 2 x 8, then the larger of attention 2 x (8 + 4) x 2 = 48 and feed-forward part 96
-    assert memory.forward_workspace(DENSE, tensor=1, tokens=10) == 10 * (32 + 96)
-    assert memory.forward_workspace(DENSE, tensor=2, tokens=10) == 10 * (32 + 48)
+    assert memory.forward_workspace(DENSE, WHOLE, tokens=10) == 10 * (32 + 96)
+    assert memory.forward_workspace(DENSE, SPLIT, tokens=10) == 10 * (32 + 48)
+
+
+def test_in_generation_every_tensor_parallel_rank_sends_all_tokens_to_the_experts():
+    """Router 13 x 8, shared expert 3 x 2 x 6 of which a half on the rank, its output 2 x 8; per choice of an expert the
+    token's copy 2 x 8, gate, up and product 3 x 2 x 4 of which a half, its weight 4: two choices, from two ranks."""
+    chosen = 2 * (16 + 12 + 4)
+    assert memory.forward_workspace(EXPERTS, SPLIT, tokens=10) == 10 * (32 + chosen + 104 / 2 + 18 + 16 / 2)
+    generation = memory.forward_workspace(EXPERTS, SPLIT.in_generation(), tokens=10)
+    assert generation == 10 * (32 + 2 * chosen + 104 + 18 + 16)
+    assert SPLIT.in_generation().expert_copies == 2 and WHOLE.in_generation().expert_copies == 1
+    assert memory.forward_workspace(DENSE, SPLIT.in_generation(), tokens=10) == 10 * (32 + 48)
 
 
 def test_sampling_takes_what_the_formula_says():

@@ -104,6 +104,7 @@ def test_overrides_are_settings_of_the_training(calls, task):
     parallel = config.parallel
     assert (parallel.tensor, parallel.pipeline) == (best["tensor"], best["pipeline"])
     assert (recompute or "none", micro_size) == (best["recompute"], best["micro_size"])
+    assert (config.model.max_length if task == "rm" else config.max_length) == 4096  # memory is that of such rows
 
 
 def test_plans_are_sorted_and_fit(calls):

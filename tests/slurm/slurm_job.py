@@ -25,7 +25,7 @@ class Job:
             "STAND_IN": folder, "SLURM_JOB_ID": number, "SLURM_NNODES": nodes, "SLURM_NTASKS": nodes * per_node,
             "SLURM_JOB_NODELIST": ",".join(["127.0.0.1"] * nodes), "SLURM_SUBMIT_DIR": ROOT, "HOME": folder,
             "IMAGE": "none.sqsh", "CODE": ROOT, "PYTHON": sys.executable, "RUN_DIR": folder / "run",
-            "OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore",
+            "PRESET": "", "OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore",
             **variables,
         }  # fmt: skip
         self.environment = {name: str(value) for name, value in environment.items()}

@@ -1,6 +1,8 @@
 """How launch.sh reads the end of a start: complete, saved and put back, a wrong setting, or a failure. Without NeMo."""
 
 import json
+import os
+import re
 import signal
 from pathlib import Path
 
@@ -25,8 +27,8 @@ names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "
 print(json.dumps({name: os.environ[name] for name in names}), flush=True)
 if what == "finish":
     summary(True)
-elif what == "stop early":
-    summary(False)
+elif what == "nothing":
+    pass
 elif what == "wrong setting":
     if os.environ["RANK"] == "0":
         print("error: parallel.tensor=3 does not divide num_attention_heads=28", file=sys.stderr, flush=True)
@@ -35,8 +37,12 @@ elif what == "wrong setting":
     while not os.path.exists(run_dir + "/ready0"):
         time.sleep(0.01)
     sys.exit(2)
-elif what == "fail" and os.environ["RANK"] == "1":
-    sys.exit(200)  # above the 143 of the rank that is ended with it: srun answers with the highest
+elif what.startswith("fail") and os.environ["RANK"] == "1":
+    while not os.path.exists(run_dir + "/ready0"):
+        time.sleep(0.01)
+    if what == "fail with a traceback":
+        raise RuntimeError("rank 1 has no memory left")  # 1: below the 143 of the rank that is ended with it
+    sys.exit(200)  # above: srun answers with the highest
 else:
     if what == "train":
         signal.signal(signal.SIGTERM, saved)
@@ -67,9 +73,20 @@ def job(make_job, tmp_path):
 
 def stop(job, process, times=1):
     """SIGTERM to the batch script once both tasks run, as --signal=B:TERM@… sends it."""
-    wait_until(lambda: all((job.run_dir / f"ready{rank}").exists() for rank in range(2)), process, PATIENCE)
+    wait_for_ranks(job, process)
     for _ in range(times):
         process.send_signal(signal.SIGTERM)
+
+
+def preempt(job, process):
+    """SIGTERM to the tasks alone once both run, as Slurm's preemption sends it."""
+    wait_for_ranks(job, process)
+    for pid in [int(pid) for file in job.folder.glob("tasks.*") for pid in file.read_text().split()]:
+        os.kill(pid, signal.SIGTERM)
+
+
+def wait_for_ranks(job, process):
+    wait_until(lambda: all((job.run_dir / f"ready{rank}").exists() for rank in range(2)), process, PATIENCE)
 
 
 def test_every_task_is_a_rank_with_a_log_of_its_own(job):
@@ -81,6 +98,14 @@ def test_every_task_is_a_rank_with_a_log_of_its_own(job):
     ]  # fmt: skip
     assert {(s["WORLD_SIZE"], s["LOCAL_WORLD_SIZE"], s["MASTER_ADDR"]) for s in seen} == {("4", "2", "127.0.0.1")}
     assert "complete" in made.log() and made.requeued() == 0
+
+
+def test_the_scripts_presets_are_files_of_the_papers_settings():
+    root = Path(__file__).resolve().parents[2]
+    for script in (root / "examples" / "slurm").glob("*.sub"):
+        named = re.findall(r"PRESET[-=](\w+)", script.read_text())
+        assert named, script
+        assert {*named} <= {file.stem for file in (root / "conf" / "paper").glob("*.yaml")}, script
 
 
 def test_told_to_stop_and_saved_is_put_back_then_completes(job):
@@ -102,20 +127,35 @@ def test_told_to_stop_before_training_could_save_is_put_back(job):
     assert made.requeued() == 1 and "before training could save" in made.log()
 
 
-@pytest.mark.parametrize(("what", "codes"), [("wrong setting", (2, 143)), ("fail", (200,))])
+@pytest.mark.parametrize(("what", "said"), [("train", "told to stop; saved"), ("load", "before training could save")])
+def test_preempted_tasks_are_put_back(job, what, said):
+    """The batch script hears nothing of it: the exit code is 0 and the summary unfinished, or 143."""
+    made = job()
+    process = made.start(made.script, what)
+    preempt(made, process)
+    assert finish(process, PATIENCE) == 0
+    assert made.requeued() == 1 and said in made.log() and "failed" not in made.log()
+
+
+@pytest.mark.parametrize(
+    ("what", "codes"), [("wrong setting", (2, 143)), ("fail", (200,)), ("fail with a traceback", (143,))]
+)
 def test_a_failure_is_not_put_back(job, what, codes):
-    """Of a wrong setting every rank dies by itself, with 2, or is ended while it still starts, with 143."""
+    """Of a wrong setting every rank dies by itself, with 2, or is ended while it still starts, with 143. Where one
+    fails and the other is ended with 143, only the log of the first tells the failure from a preemption."""
     made = job()
     code = finish(made.start(made.script, what), PATIENCE)
     assert code in codes
     assert made.requeued() == 0 and f"failed with exit code {code}" in made.log()
     assert ("num_attention_heads" in made.log()) == (what == "wrong setting")
+    assert ("RuntimeError: rank 1 has no memory left" in made.log()) == ("traceback" in what)
+    assert ("rank-0.log" in made.log()) == ("traceback" not in what)  # else of the ranks that tell of an error
 
 
-def test_a_run_that_stops_early_by_its_own_rule_is_over(job):
+def test_a_run_that_trains_nothing_is_over(job):
     made = job()
-    assert finish(made.start(made.script, "stop early"), PATIENCE) == 0
-    assert made.requeued() == 0 and "ended before its last step" in made.log()
+    assert finish(made.start(made.script, "nothing"), PATIENCE) == 0
+    assert made.requeued() == 0 and "ended without training" in made.log()
 
 
 def test_a_cancelled_job_does_not_come_back(job):

@@ -51,7 +51,7 @@ def test_pairs_stay_together(rl_batches):
         assert (micro[0::2] + 1 == micro[1::2]).all() and (micro[0::2] % 2 == 0).all()
 
 
-def test_a_batch_holds_prompt_then_answer_and_masks_what_must_not_count(rl_batches):
+def test_a_batch_holds_prompt_then_answer_and_masks_what_must_not_count(rl_batches, monkeypatch):
     made = rollout([[9, 1, 2], [9, 3]], [[4, 5], [6, 7, 8]])
     counted = np.array([True, False])
     batch = rl_batches.policy_batch(made, np.array([1, 0]), counted, pad_id=0, multiple=4)
@@ -59,5 +59,9 @@ def test_a_batch_holds_prompt_then_answer_and_masks_what_must_not_count(rl_batch
     assert batch.prompt_lengths.tolist() == [2, 3] and batch.rows.tolist() == [1, 0]
     assert batch.asked.tolist() == [[1], [0]] and batch.probabilities.tolist() == [[2.0, 3.0], [0.0, 1.0]]
     assert batch.response_mask.tolist() == [[False] * 3, [True, True, False]]
+    with monkeypatch.context() as without_gpu:
+        without_gpu.setattr(torch.Tensor, "cuda", lambda self, **_: self)
+        moved = batch.to_device()
+    assert (moved.answer_rows.tolist(), moved.answer_places.tolist()) == ([1, 1], [0, 1])
     plain = rl_batches.policy_batch(made, np.array([0]), counted, pad_id=0, multiple=1, tagged=False)
     assert plain.tokens.tolist() == [[1, 2, 4, 5]] and plain.prompt_lengths.tolist() == [2]
