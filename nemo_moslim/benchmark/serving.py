@@ -24,7 +24,6 @@ from nemo_moslim.data.ratings import read_ratings
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
 from nemo_moslim.rollout.open_model import open_reward_model
-from nemo_moslim.rollout.remote_score import TOKEN_VARIABLE
 from nemo_moslim.rollout.score import LocalScorer
 from nemo_moslim.serve_config import ServeConfig
 from nemo_moslim.serving.lead import lead, listen
@@ -101,7 +100,6 @@ def under_load(
     url = "http://{}:{}".format(*listener.getsockname()[:2])
     task = {"url": url, "rows": rows, "items": config.request_items, "clients": config.clients, "rounds": config.rounds}
     (work / "task.json").write_text(json.dumps(task))
-    os.environ.pop(TOKEN_VARIABLE, None)  # of both processes: the token is not what is measured
 
     def clients() -> None:
         command = [sys.executable, "-m", "nemo_moslim.benchmark.load_client", str(work / "task.json")]

@@ -10,7 +10,8 @@ from nemo_moslim.judging.http_client import PatientClient, Rejected, Unavailable
 from nemo_moslim.judging.reply_cache import ReplyCache, request_key
 from nemo_moslim.judging.rubrics import messages_for, read_verdict, response_format
 from nemo_moslim.judging.verdicts import Answer, Verdict, Verdicts
-from nemo_moslim.judging_config import EndpointConfig, RubricConfig, secret_of
+from nemo_moslim.judging_config import EndpointConfig, RubricConfig
+from nemo_moslim.keys import secret_of
 
 UNSTRUCTURED = {400, 415, 422}  # what servers say to a response_format that they do not know
 

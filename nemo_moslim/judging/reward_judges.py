@@ -5,7 +5,6 @@ head with two levels the higher is 5. Only heads with two levels or more say any
 """
 
 import asyncio
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,8 @@ from nemo_moslim.config import ParallelConfig
 from nemo_moslim.console import progress
 from nemo_moslim.judging.http_client import PatientClient, Rejected, Unavailable
 from nemo_moslim.judging.verdicts import Answer, Verdict, Verdicts
-from nemo_moslim.judging_config import EndpointConfig, RubricConfig, check_url, secret_of
-
-SERVICE_TOKEN = "MOSLIM_SERVICE_TOKEN"
+from nemo_moslim.judging_config import EndpointConfig, RubricConfig, check_url
+from nemo_moslim.keys import SERVICE_TOKEN, service_token
 
 
 def score_of(probabilities: Sequence[float], rubric: RubricConfig, reading: str) -> float:
@@ -93,8 +91,7 @@ class ServiceRewardJudge:
         """
         check_url("reward", url)
         self.url, self.rubrics, self.reading, self.batch_size = url.rstrip("/"), rubrics, reading, batch_size
-        token = secret_of("reward", SERVICE_TOKEN) if os.environ.get(SERVICE_TOKEN) else None
-        self.client = PatientClient(settings, token, f"the environment's {SERVICE_TOKEN}")
+        self.client = PatientClient(settings, service_token(), f"the environment's {SERVICE_TOKEN}")
         self.max_failed, self._cut = settings.max_failed, 0
 
     def judge(self, answers: Sequence[Answer], dimensions: Sequence[str]) -> list[Verdicts]:

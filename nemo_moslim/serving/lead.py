@@ -1,6 +1,5 @@
 """Rank 0 of the service: the model works on the main thread, HTTP on another."""
 
-import os
 import signal
 import socket
 import threading
@@ -11,7 +10,6 @@ import uvicorn
 from torch import Tensor
 
 from nemo_moslim.data.chat import Prompt
-from nemo_moslim.rollout.remote_score import TOKEN_VARIABLE
 from nemo_moslim.serve_config import ServeConfig
 from nemo_moslim.serving.app import ModelFailed, ServedModel, Service, make_app
 from nemo_moslim.serving.critic_keeper import CriticWork, Refusal
@@ -41,12 +39,17 @@ def lead(
     ranks: Ranks,
     listener: socket.socket,
     critic: CriticWork | None = None,
+    token: str | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, which must reach the main thread; what waits is still scored."""
+    """Serve until SIGTERM or SIGINT, which must reach the main thread; what waits is still scored.
+
+    Args:
+        token: what clients have to send; None: nothing.
+    """
     service = Service(config, model, ranks, critic)
     server = uvicorn.Server(
         uvicorn.Config(
-            make_app(service, os.environ.get(TOKEN_VARIABLE)),
+            make_app(service, token),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -66,7 +69,8 @@ def lead(
     if not server.started:
         raise RuntimeError("the HTTP server did not start; its error is above")
     host, port = listener.getsockname()[:2]
-    print(f"serving {config.run} on http://{host}:{port} (model {service.model.id})", flush=True)
+    wanted = "a token is wanted" if token else "no token is wanted"
+    print(f"serving {config.run} on http://{host}:{port} (model {service.model.id}, {wanted})", flush=True)
     try:
         work(service, probabilities, ranks, thread)
     except BaseException as error:

@@ -87,11 +87,14 @@ def test_a_service_that_fails_or_lacks_a_head(service, monkeypatch):
     assert {v["harmless"].status for v in found} == {"failed"}
     with pytest.raises(ValueError, match="answers were not scored: HTTP 500, 1 attempts"):
         made(service, attempts=1).judge(answers, ["harmless"])
-    monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", "tok-1")
+    monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", "tok-1\n")
     service.usual = fails(403, "token tok-1 may not")
     with pytest.raises(ValueError, match="MOSLIM_SERVICE_TOKEN.*token \\*\\*\\* may not"):
         made(service).judge(answers, ["harmless"])
     assert service.keys[-1] == "Bearer tok-1"
+    monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", "")
+    with pytest.raises(ValueError, match="MOSLIM_SERVICE_TOKEN is set and empty"):
+        made(service)
 
 
 def test_the_world_judges_its_own():

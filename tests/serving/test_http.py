@@ -130,6 +130,10 @@ def test_without_the_token_nothing_but_health(service, token):
         assert answer.json()["detail"] == "a bearer token is needed"
 
 
+def test_it_says_whether_a_token_is_wanted(service):
+    assert "a token is wanted)" in service.output() and TOKEN not in service.output()
+
+
 def test_over_the_queues_limit_a_client_is_told_when_to_come_again(service):
     slow = [{"prompt": str(i), "response": "sleep 0.15"} for i in range(8)]  # two batches
     with ThreadPoolExecutor(6) as pool:
