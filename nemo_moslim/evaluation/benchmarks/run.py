@@ -15,7 +15,7 @@ from typing import Any
 from nemo_moslim.config import to_plain
 from nemo_moslim.evaluation.benchmarks.answers import AnswerFile, Interview, Place, is_answered, settings_digest
 from nemo_moslim.evaluation.benchmarks.questions import Benchmark, Question, read_benchmarks, sampled
-from nemo_moslim.evaluation.benchmarks.results import Judged, benchmark_result, print_result
+from nemo_moslim.evaluation.benchmarks.results import Judged, benchmark_result, benchmarks_report, print_result
 from nemo_moslim.evaluation.fastchat import answers_for_fastchat
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.judging.open_judge import needs_ranks, open_judge
@@ -155,12 +155,7 @@ def write_for_fastchat(judged: list[Judged], config: EvaluateConfig) -> None:
 
 def write_results(results: dict[str, Any], judge: Judge, config: EvaluateConfig) -> None:
     """benchmarks.json and the tables on the terminal."""
-    report = {
-        "policy": config.policy, "asked": config.asked, "row_tags": config.benchmarks.row_tags, "limit": config.limit,
-        "seed": config.seed, "generation": to_plain(config.generation), "judge": judge.report(),
-        "scales": {name: [rubric.lowest, rubric.highest] for name, rubric in config.rubrics.items()},
-        "benchmarks": results,
-    }  # fmt: skip
+    report = benchmarks_report(results, judge.report(), config)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / RESULT, json.dumps(report, indent=2, allow_nan=False) + "\n")
