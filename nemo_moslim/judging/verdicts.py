@@ -47,6 +47,14 @@ class Judge(Protocol):
         """Who judged, with which settings, and what it took so far: plain values for a JSON file."""
 
 
+def check_scored(verdicts: Sequence[Verdict]) -> None:
+    """ValueError where a run's verdicts, one or more, hold no score at all: there is nothing to report."""
+    counts = {status: n for status, n in count_statuses(verdicts).items() if n}
+    if counts and "scored" not in counts:
+        told = ", ".join(f"{n} {status}" for status, n in counts.items())
+        raise ValueError(f"the judge gave no score at all ({told}); the last verdict: {verdicts[-1].reason or 'none'}")
+
+
 def count_statuses(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """How many verdicts of each status, zeros included."""
     found = Counter(verdict.status for verdict in verdicts)
