@@ -138,7 +138,7 @@ def test_mistakes_are_told_in_one_line(trainings, arguments, reward_run, rating_
         ([*judged, "judge=world", f"benchmarks.mt_bench={tmp_path}/bad.jsonl"], "bad.jsonl:1: turns is not a list"),
         ([*judged, "judge=world", f"benchmarks.mt_bench={tmp_path}/none.jsonl"], "no such file"),
         ([*judged, "judge=world", "policy=/nowhere"], "/nowhere"),
-        (["task=controllability", "judge=endpoint"], "judge='endpoint': expected world or reward_model"),
+        (["task=grade", "judge=endpoint"], "judge='endpoint': expected world or reward_model"),
         ([*agreement, "judge=endpoint"], "compares two annotators"),
         ([*agreement, "judge=reward_model", f"reward={reward_run}"], "compares two annotators"),
     ]
