@@ -191,7 +191,7 @@ def benchmarks(policy: str = "runs/policy", shift: float = 0.0) -> dict:
 
 def agreement() -> dict:
     """What task=judge_agreement writes of given scores: the judge says what was given, but for one refusal."""
-    judgments = [Judgment(str(i // 2), f"m{i % 2}", 1, 2.0 * (1 + i % 5), Answer("q", "r")) for i in range(40)]
+    judgments = [Judgment(str(i // 2), f"m{i % 2}", 1, Answer("q", "r"), 2.0 * (1 + i % 5)) for i in range(40)]
     verdicts = [{"helpfulness": Verdict(1.0 + i % 5)} for i in range(40)]
     verdicts[7] = {"helpfulness": Verdict(None, "refused")}
     settings = SimpleNamespace(rubrics=RUBRICS, bootstrap_samples=50, seed=1, data="given.jsonl")

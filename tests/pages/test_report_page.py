@@ -72,7 +72,8 @@ def test_everything_is_found_once(recipe):
     assert [(run.name, run.kind) for run in found.runs] == [
         ("sft", "language model"), ("reward", "reward model"), ("policy", "policy")
     ]  # fmt: skip
-    assert [len(part) for part in (found.controls, found.rewards, found.agreements, found.stages)] == [1, 1, 1, 1]
+    parts = (found.controls, found.rewards, found.benchmarks, found.agreements, found.comparisons, found.stages)
+    assert [len(part) for part in parts] == [1] * 6
     two = find([str(recipe / "sft"), str(recipe)])
     assert [run.name for run in two.runs][:2] == ["sft", "made <i>recipe/sft"]
     assert [result.name for result in find([str(recipe / "report/reward.json")]).rewards] == ["report/reward"]
