@@ -69,7 +69,7 @@ class EvaluateConfig:
         one_of("task", self.task, TASKS)
         one_of("judge", self.judge, (None, *JUDGES))
         require(
-            self.judge in (None, "world", "reward_model") or self.task in JUDGED_TASKS,
+            self.judge in (None, "world", "reward_model") or self.task in ("controllability", *JUDGED_TASKS),
             "judge", self.judge, f"world or reward_model with task={self.task}",
         )  # fmt: skip
         one_of("reward_reads", self.reward_reads, READINGS)

@@ -1,7 +1,5 @@
 """Typed configuration of judges: what they are asked, and how a judge behind HTTP is called."""
 
-import os
-import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,21 +77,6 @@ def check_url(key: str, url: str) -> None:
     except ValueError:  # a port that is no number
         whole = False
     require(whole, key, url, "http://HOST:PORT/… or https://HOST/…")
-
-
-def secret_of(key: str, variable: str | None) -> str | None:
-    """The secret in an environment variable; None where none is named.
-
-    Raises:
-        ValueError: no such variable, or one that cannot be sent in a header. The message names it, not its content.
-    """
-    if variable is None:
-        return None
-    secret = os.environ.get(variable, "").strip()
-    require(bool(secret), key, variable, "an environment variable that holds the key (null: a server without keys)")
-    if not re.fullmatch(r"[\x21-\x7e]+", secret):
-        raise ValueError(f"{key}={variable}: its content cannot be sent as a key: blanks or letters beyond ASCII in it")
-    return secret
 
 
 def check_rubrics(rubrics: dict[str, RubricConfig]) -> None:

@@ -22,6 +22,8 @@ LEVELS = {
             "comparison_config",
             "benchmark_config",
             "judging_config",
+            "keys",
+            "versions",
             "cli",
             "console",
             "clock",

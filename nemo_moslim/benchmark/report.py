@@ -17,7 +17,7 @@ from nemo_moslim.benchmark_config import WHAT, BenchmarkConfig
 from nemo_moslim.config import to_plain
 from nemo_moslim.parallel.layout import world_size
 from nemo_moslim.run_folder import write_atomically
-from nemo_moslim.training.telemetry import package_versions
+from nemo_moslim.versions import package_versions
 
 SHOWN = 15  # operators in the printed profile
 WIDTH = 120  # of the tables, also where there is no terminal

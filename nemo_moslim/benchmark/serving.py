@@ -10,10 +10,10 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from nemo_moslim.benchmark.contest import tolerance
+from nemo_moslim.benchmark.load_client import figures, told
 from nemo_moslim.benchmark.model_folders import reward_model
 from nemo_moslim.benchmark.report import common, show, write
 from nemo_moslim.benchmark.stopwatch import Stopwatch
@@ -24,7 +24,6 @@ from nemo_moslim.data.ratings import read_ratings
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
 from nemo_moslim.rollout.open_model import open_reward_model
-from nemo_moslim.rollout.remote_score import TOKEN_VARIABLE
 from nemo_moslim.rollout.score import LocalScorer
 from nemo_moslim.serve_config import ServeConfig
 from nemo_moslim.serving.lead import lead, listen
@@ -101,7 +100,6 @@ def under_load(
     url = "http://{}:{}".format(*listener.getsockname()[:2])
     task = {"url": url, "rows": rows, "items": config.request_items, "clients": config.clients, "rounds": config.rounds}
     (work / "task.json").write_text(json.dumps(task))
-    os.environ.pop(TOKEN_VARIABLE, None)  # of both processes: the token is not what is measured
 
     def clients() -> None:
         command = [sys.executable, "-m", "nemo_moslim.benchmark.load_client", str(work / "task.json")]
@@ -121,30 +119,17 @@ def report(
     """Write the file and print the table.
 
     Raises:
-        ValueError: rewards of both sides differ by more than `allowed`.
+        ValueError: rewards of both sides differ by more than `allowed`, or the service scored nothing.
     """
-    gaps = [abs(a - b) for a, b in zip(rewards, rounds[-1]["rewards"], strict=True) if b is not None]
+    gaps = [abs(a - b) for one in rounds for a, b in zip(rewards, one["rewards"], strict=True) if b is not None]
     if not all(gap <= allowed for gap in gaps):  # NaN is not
         raise ValueError(f"the service's rewards differ from those in process by {max(gaps):.3g} (allowed {allowed:g})")
-    latencies = np.concatenate([one["request_seconds"] for one in rounds]) * 1000
-    statuses = {
-        status: sum(one["statuses"].get(status, 0) for one in rounds) for one in rounds for status in one["statuses"]
-    }
-    taken = statistics.median(one["seconds"] for one in rounds)
-    requests_a_round = len(rounds[0]["request_seconds"])
-    local = len(rewards) / statistics.median(seconds)
+    local, service = len(rewards) / statistics.median(seconds), figures(rounds)
     content = common(config, load) | {
         "largest_difference": max(gaps, default=None),
         "in_process": {"answers_per_second": local, "seconds": seconds},
-        "service": {
-            "answers_per_second": len(rewards) / taken,
-            "requests_per_second": requests_a_round / taken,
-            "milliseconds": {f"p{q}": float(np.percentile(latencies, q)) for q in (50, 99)}
-            | {"max": float(latencies.max())},
-            "statuses": statuses,
-            "seconds": [one["seconds"] for one in rounds],
-        },
-        "service_by_in_process": len(rewards) / taken / local,
+        "service": service,
+        "service_by_in_process": service["answers_per_second"] / local,
     }
     write(config, content)
     print_table(config, content)
@@ -159,7 +144,8 @@ def print_table(config: BenchmarkConfig, content: dict) -> None:
     table = Table("", "answers per second", "requests per second", "p50 ms", "p99 ms", "statuses", title=title)
     table.add_row("in process", f"{local['answers_per_second']:,.1f}")
     times = [f"{service['milliseconds'][q]:.1f}" for q in ("p50", "p99")]
-    statuses = ", ".join(f"{count} x {status}" for status, count in service["statuses"].items())
     rates = [f"{service[name]:,.1f}" for name in ("answers_per_second", "requests_per_second")]
-    table.add_row("service", *rates, *times, statuses)
+    table.add_row("service", *rates, *times, told(service["statuses"]))
     show(table)
+    if not service["all_scored"]:
+        print("not every request was scored: rates and times are of those that were", flush=True)

@@ -204,7 +204,7 @@ def _read_hub(name: str, split: str, config: str | None) -> Iterator[SourceRow]:
     except Exception as error:  # datasets raises many kinds; all mean that the name, split or network is at fault
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"cannot open {name!r}: neither a file nor a data set of the hub (hub.split={split}): {reason}"
+            f"cannot open {name!r}: neither a file nor a data set of the hub with the split {split!r}: {reason}"
         ) from error
     for number, row in enumerate(rows, 1):
         yield SourceRow(name, number, dict(row))

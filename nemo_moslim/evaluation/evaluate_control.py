@@ -9,6 +9,9 @@ from nemo_moslim.data.world import grade_rows, schema_labels
 from nemo_moslim.evaluation.control_plots import plot_confusion, plot_control, plot_pairs
 from nemo_moslim.evaluation.controllability import check_names, control_report
 from nemo_moslim.evaluation_config import EvaluateConfig
+from nemo_moslim.judging.open_judge import open_judge
+from nemo_moslim.judging.verdicts import Answer, Judge, check_scored, count_statuses, level_of
+from nemo_moslim.judging_config import RubricConfig
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
 from nemo_moslim.preferences import PreferenceSchema
@@ -16,6 +19,8 @@ from nemo_moslim.rollout.answer import open_answerer
 from nemo_moslim.rollout.open_model import open_reward_model
 from nemo_moslim.rollout.score import LocalScorer
 from nemo_moslim.run_folder import write_atomically
+
+ASKED = ("endpoint", "scripted")  # judges whose scores become levels
 
 
 def evaluate_control(config: EvaluateConfig) -> None:
@@ -38,12 +43,20 @@ def evaluate_control(config: EvaluateConfig) -> None:
         check_names(schema)
     rows = read_prompts(config.data, schema)
     judge = chosen_judge(config, rows)
+    asked = open_judge(config) if judge in ASKED else None
     every_level = at_every_level(rows[: config.every_level], schema)
     rows = [*rows, *({**row, "preferences": {}} for row in rows[: config.untagged]), *every_level]
     seen = seen_combinations(config.train, schema)
     answerer = open_answerer(config.policy, config.parallel, config.precision, config.generation)
     texts, lengths = answerer.answer(rows, schema, config.seed, config.long_prompts, config.data)
-    levels = judged(judge, rows, texts, schema, scorer)
+    told: dict = {}
+    if asked:
+        leave_process_group()  # a server may take long: the other ranks need not wait
+        if not is_rank_zero():
+            return
+        levels, told = levels_by_verdict(asked, rows, texts, schema, config.rubrics)
+    else:
+        levels = judged(judge, rows, texts, schema, scorer)
     graded = [
         {
             "prompt": row["prompt"],
@@ -53,11 +66,14 @@ def evaluate_control(config: EvaluateConfig) -> None:
             "length": length,
             "unseen": bool(seen) and frozenset(row["preferences"].items()) not in seen,
         }
+        if obtained
+        else None
         for row, text, obtained, length in zip(rows, texts, levels, lengths, strict=True)
     ]
     if is_rank_zero():
         counted = len(graded) - len(every_level)
-        write_control(graded[:counted], graded[counted:], schema, judge, config)
+        kept = [[row for row in part if row] for part in (graded[:counted], graded[counted:])]
+        write_control(*kept, schema, judge, config, told)
     leave_process_group()
 
 
@@ -68,10 +84,10 @@ def at_every_level(rows: list[dict], schema: PreferenceSchema) -> list[dict]:
 
 
 def chosen_judge(config: EvaluateConfig, rows: list[dict]) -> str:
-    """world or reward.
+    """world, reward_model, or one of `ASKED`.
 
     Raises:
-        ValueError: the reward model is to judge and none is given.
+        ValueError: the reward model is to judge and none is given, or prompts that the world does not know.
     """
     from_world = all(row.get("source") == "world" for row in rows)
     judge = config.judge or ("world" if from_world else "reward_model")
@@ -102,8 +118,35 @@ def judged(
     return [dict(zip(schema.names, row, strict=True)) for row in obtained.tolist()]
 
 
+def levels_by_verdict(
+    judge: Judge, rows: list[dict], texts: list[str], schema: PreferenceSchema, rubrics: dict[str, RubricConfig]
+) -> tuple[list[dict[str, int] | None], dict]:
+    """Levels of every dimension per answer from a judge's scores, and what control.json tells of the judging.
+
+    An answer that lacks a score on any dimension has no levels (None): it is left out, and counted.
+
+    Raises:
+        ValueError: a dimension without a rubric, or no answer with a score.
+    """
+    for name in schema.names:
+        if name not in rubrics:
+            raise ValueError(f"rubrics has no {name!r}: say what it is judged by with +rubrics.{name}={{…}}")
+    answers = [Answer(row["prompt"], text) for row, text in zip(rows, texts, strict=True)]
+    verdicts = judge.judge(answers, schema.names)
+    check_scored([verdict for found in verdicts for verdict in found.values()])
+    found = [{d.name: level_of(v[d.name], d, rubrics[d.name]) for d in schema.dimensions} for v in verdicts]
+    levels = [row if all(row.values()) else None for row in found]
+    counts = {name: count_statuses(v[name] for v in verdicts) for name in schema.names}
+    return levels, {"left_out": levels.count(None), "verdicts": counts, "judged_by": judge.report()}
+
+
 def write_control(
-    graded: list[dict], every_level: list[dict], schema: PreferenceSchema, judge: str, config: EvaluateConfig
+    graded: list[dict],
+    every_level: list[dict],
+    schema: PreferenceSchema,
+    judge: str,
+    config: EvaluateConfig,
+    told: dict | None = None,
 ) -> None:
     """The answers, those at every level, the report on them, three plots and a table on the terminal."""
     output = Path(config.output)
@@ -113,7 +156,7 @@ def write_control(
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(output / f"{name}.jsonl", lines)
     report = control_report(graded, schema, config.bootstrap_samples, config.seed)
-    report["overall"] |= {"judge": judge, "policy": config.policy, "data": config.data}
+    report["overall"] |= {"judge": judge, "policy": config.policy, "data": config.data, **(told or {})}
     write_atomically(output / "control.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     if config.plots:
         plot_control(report, schema, output / "control.png")
@@ -140,6 +183,8 @@ def print_control(report: dict, schema: PreferenceSchema) -> None:
     console.print(
         f"all asked dimensions hit: {_number(report['overall']['all_hit'])}; judge: {report['overall']['judge']}"
     )
+    if report["overall"].get("left_out"):
+        console.print(f"{report['overall']['left_out']} answers left out: a dimension without a score")
 
 
 def _number(value: float | None) -> str:

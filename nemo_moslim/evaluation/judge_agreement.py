@@ -26,7 +26,7 @@ from nemo_moslim.evaluation.fastchat import SCORES, Judgment, holds_judgments, r
 from nemo_moslim.evaluation.reward_accuracy import hard_labels
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.judging.open_judge import needs_ranks, open_judge
-from nemo_moslim.judging.verdicts import Answer, Judge, Verdicts, count_statuses
+from nemo_moslim.judging.verdicts import Answer, Judge, Verdicts, check_scored, count_statuses, level_of
 from nemo_moslim.judging_config import RubricConfig
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.preferences import Dimension, PreferenceSchema
@@ -60,6 +60,7 @@ def against_scores(config: EvaluateConfig) -> None:
         leave_process_group()
     if judge.on_every_rank or is_rank_zero():
         verdicts = judge.judge([judgment.answer for judgment in judgments], names)
+        check_scored([verdict[names[0]] for verdict in verdicts])
         if is_rank_zero():
             report = score_report(judgments, verdicts, names[0], config)
             report |= {"rows_without_score": unscored, "judge": judge.report()}
@@ -132,6 +133,7 @@ def against_reward_model(config: EvaluateConfig) -> None:
     leave_process_group()
     if is_rank_zero():
         annotations[config.judge] = annotated(judge, rows, names)
+        check_scored([verdict for found in annotations[config.judge] for verdict in found.values()])
         report = annotator_report(rows, annotations, schema, names, config)
         report |= {"data": config.data, "annotators": {"reward_model": reward.report(), config.judge: judge.report()}}
         _write(report, _annotated_rows(rows, annotations), config)
@@ -169,7 +171,7 @@ def annotator_report(
     for name in names:
         truth_of = labels[:, schema.names.index(name)]
         levels = {
-            annotator: np.array([_level(v.get(name), schema.dimension(name), config.rubrics[name]) for v in verdicts])
+            annotator: np.array([level_of(v.get(name), schema.dimension(name), config.rubrics[name]) for v in verdicts])
             for annotator, verdicts in annotations.items()
         }
         rated = np.flatnonzero((truth_of > 0) & (levels[first] > 0) & (levels[second] > 0))
@@ -245,14 +247,6 @@ def _sampled(rows: list, config: EvaluateConfig) -> list:
 
 def _nearest(score: float, rubric: RubricConfig) -> int:
     return int(min(rubric.highest, max(rubric.lowest, np.floor(score + 0.5))))
-
-
-def _level(verdict: Any, dimension: Dimension, rubric: RubricConfig) -> int:
-    """A verdict as a level of the dimension; 0 without a score."""
-    if verdict is None or verdict.score is None:
-        return 0
-    low, high = dimension.score_range
-    return dimension.level_of(low + rubric.share(verdict.score) * (high - low))
 
 
 def _table(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> list[list[int]]:

@@ -10,23 +10,29 @@ from nemo_moslim.judging.http_client import PatientClient, Rejected, Unavailable
 from nemo_moslim.judging.reply_cache import ReplyCache, request_key
 from nemo_moslim.judging.rubrics import messages_for, read_verdict, response_format
 from nemo_moslim.judging.verdicts import Answer, Verdict, Verdicts
-from nemo_moslim.judging_config import EndpointConfig, RubricConfig, secret_of
+from nemo_moslim.judging_config import EndpointConfig, RubricConfig
+from nemo_moslim.keys import secret_of
 
 UNSTRUCTURED = {400, 415, 422}  # what servers say to a response_format that they do not know
 
 
+def tokens_of(reply: Any) -> dict[str, int] | None:
+    """What a reply says that it used; None where it does not say."""
+    usage = reply.get("usage") or {}
+    tokens = {"input": usage.get("prompt_tokens"), "output": usage.get("completion_tokens")}
+    return tokens if all(isinstance(count, int) for count in tokens.values()) else None
+
+
 def read_completion(reply: Any) -> dict[str, Any]:
     """What is kept of a chat completion; an error of `PatientClient.post` if it is none."""
-    choice, usage = reply["choices"][0], reply.get("usage") or {}
+    choice = reply["choices"][0]
     message = choice["message"]
     content, refusal = message.get("content"), message.get("refusal")
     if choice.get("finish_reason") == "content_filter":
         refusal = refusal or "stopped by the server's content filter"
     if not isinstance(content, str) and not refusal:
         raise ValueError("no content")
-    tokens = {"input": usage.get("prompt_tokens"), "output": usage.get("completion_tokens")}
-    known = all(isinstance(count, int) for count in tokens.values())
-    return {"content": content or "", "refusal": refusal or None, "tokens": tokens if known else None}
+    return {"content": content or "", "refusal": refusal or None, "tokens": tokens_of(reply)}
 
 
 class EndpointJudge:
@@ -48,13 +54,14 @@ class EndpointJudge:
         self._structured = settings.structured
         self._tokens, self._cached_tokens = Counter(), Counter()
         self._counts: Counter[str] = Counter()
+        self._failures = 0  # of the whole run
 
     def judge(self, answers: Sequence[Answer], dimensions: Sequence[str]) -> list[Verdicts]:
         """See `Judge`. An answer that the server rejects, or that fails after every attempt, gets no score.
 
         Raises:
-            ValueError: the key or the address is wrong, or more than `max_failed` requests failed; what has been
-                answered is in the cache.
+            ValueError: the key or the address is wrong, or more than `max_failed` requests failed, over all calls; what
+                has been answered is in the cache.
         """
         bodies: dict[str, tuple[dict, str]] = {}
         keys = []
@@ -89,16 +96,15 @@ class EndpointJudge:
 
     async def _verdicts(self, bodies: dict[str, tuple[dict, str]]) -> dict[str, Verdict]:
         verdicts: dict[str, Verdict] = {}
-        failures: list[str] = []
         with progress(len(bodies), "judged") as advance:
 
             async def work(key: str) -> None:
                 verdicts[key] = await self._verdict(key, *bodies[key])
                 if verdicts[key].status == "failed":
-                    failures.append(verdicts[key].reason)
-                    if len(failures) > self.settings.max_failed:
+                    self._failures += 1
+                    if self._failures > self.settings.max_failed:
                         raise ValueError(
-                            f"{self.url}: {len(failures)} requests failed, the last one with: {failures[-1]} "
+                            f"{self.url}: {self._failures} requests failed, the last one with: {verdicts[key].reason} "
                             f"(endpoint.max_failed={self.settings.max_failed}); verdicts so far are in the cache, the "
                             "same command goes on from there"
                         )
@@ -119,7 +125,6 @@ class EndpointJudge:
             except (Rejected, Unavailable) as error:
                 return Verdict(None, "failed", str(error))
             self.cache.put(key, reply)
-            self._tokens.update(reply["tokens"] or {})
             self._counts["uncounted"] += reply["tokens"] is None
         if reply["refusal"]:
             return Verdict(None, "refused", reply["refusal"])
@@ -131,17 +136,22 @@ class EndpointJudge:
             if self._structured:
                 structured = {**body, "response_format": response_format(self.rubrics[dimension])}
                 try:
-                    return await self.client.post(self.url, structured, read_completion)
+                    return await self.client.post(self.url, structured, self._read)
                 except Rejected as error:
                     if error.status not in UNSTRUCTURED or "content_filter" in error.text:
                         raise
-            reply = await self.client.post(self.url, body, read_completion)
+            reply = await self.client.post(self.url, body, self._read)
             self._structured = False
             return reply
         except Rejected as error:
             if "content_filter" not in error.text:
                 raise
             return {"content": "", "refusal": "stopped by the server's content filter", "tokens": None}
+
+    def _read(self, reply: Any) -> dict[str, Any]:
+        """As `read_completion`; what it used is counted first, since a reply of no use is billed too."""
+        self._tokens.update(tokens_of(reply) or {})
+        return read_completion(reply)
 
     def _cost(self, tokens: Counter) -> float | None:
         if self.settings.input_price is None:

@@ -56,6 +56,7 @@ class PatientClient:
         self.counts: Counter[str] = Counter()  # requests, and requests sent again, by cause
         self._not_before = 0.0  # when the next request may start (time.monotonic), for all of them
         self._http: httpx.AsyncClient | None = None
+        self._succeeded = False  # any request yet
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["PatientClient"]:
@@ -88,7 +89,8 @@ class PatientClient:
         Raises:
             Rejected: the server will not take the request.
             Unavailable: no usable reply after `attempts`.
-            ValueError: the key or the address is wrong, so that no request can succeed.
+            ValueError: the key or the address is wrong, so that no request can succeed; nobody listens there, and no
+                request has succeeded yet.
         """
         wait = _Wait("nothing was tried")
         for attempt in range(self.settings.attempts):
@@ -112,8 +114,11 @@ class PatientClient:
             response = await asyncio.wait_for(self._http.post(url, json=body), self.settings.timeout)
         except (httpx.TimeoutException, asyncio.TimeoutError):
             return _Wait("timeout")
-        except httpx.ConnectError:
-            return _Wait("no connection")
+        except httpx.ConnectError as error:
+            reason = self._cleared(str(error))
+            if not self._succeeded:
+                raise ValueError(f"{url}: no connection ({reason}): check the address, or start the server") from error
+            return _Wait("no connection", reason)
         except httpx.RemoteProtocolError:
             return _Wait("broken reply")
         except httpx.TransportError as error:
@@ -122,6 +127,7 @@ class PatientClient:
             return _Wait("broken reply")
         status = response.status_code
         if response.is_success:
+            self._succeeded = True
             return response
         text = self._cleared(response.text)
         if status in AGAIN or status >= 500:

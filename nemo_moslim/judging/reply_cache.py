@@ -20,23 +20,40 @@ class ReplyCache:
         Raises:
             ValueError: a file that is no cache.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._database.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-        except sqlite3.DatabaseError as error:
+            self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        try:
+            self._do("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+        except ValueError:
             self._database.close()
-            raise ValueError(f"endpoint.cache={path}: not a cache of replies ({error}); name another file") from error
+            raise
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The reply, or None."""
-        found = self._database.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return json.loads(found[0]) if found else None
+        """The reply, or None. Raises ValueError as `put`."""
+        found = self._do("SELECT reply FROM replies WHERE key = ?", key)
+        return json.loads(found[0][0]) if found else None
 
     def put(self, key: str, reply: dict[str, Any]) -> None:
-        """Keep a reply."""
-        self._database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
+        """Keep a reply.
+
+        Raises:
+            ValueError: the file cannot be used: damaged, locked by another process, no room on the disk.
+        """
+        self._do("INSERT OR REPLACE INTO replies VALUES (?, ?)", key, json.dumps(reply))
+
+    def _do(self, statement: str, *values: str) -> list[tuple]:
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.Error) -> ValueError:
+        return ValueError(f"endpoint.cache={self.path}: not a cache of replies that can be used ({error}); mend it, or "
+                          "name another file")  # fmt: skip
 
     def close(self) -> None:
         """Let go of the file."""

@@ -5,7 +5,6 @@ head with two levels the higher is 5. Only heads with two levels or more say any
 """
 
 import asyncio
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,8 @@ from nemo_moslim.config import ParallelConfig
 from nemo_moslim.console import progress
 from nemo_moslim.judging.http_client import PatientClient, Rejected, Unavailable
 from nemo_moslim.judging.verdicts import Answer, Verdict, Verdicts
-from nemo_moslim.judging_config import EndpointConfig, RubricConfig, check_url, secret_of
-
-SERVICE_TOKEN = "MOSLIM_SERVICE_TOKEN"
+from nemo_moslim.judging_config import EndpointConfig, RubricConfig, check_url
+from nemo_moslim.keys import SERVICE_TOKEN, service_token
 
 
 def score_of(probabilities: Sequence[float], rubric: RubricConfig, reading: str) -> float:
@@ -93,16 +91,16 @@ class ServiceRewardJudge:
         """
         check_url("reward", url)
         self.url, self.rubrics, self.reading, self.batch_size = url.rstrip("/"), rubrics, reading, batch_size
-        token = secret_of("reward", SERVICE_TOKEN) if os.environ.get(SERVICE_TOKEN) else None
-        self.client = PatientClient(settings, token, f"the environment's {SERVICE_TOKEN}")
+        self.client = PatientClient(settings, service_token(), f"the environment's {SERVICE_TOKEN}")
         self.max_failed, self._cut = settings.max_failed, 0
+        self._failed = 0  # answers of the whole run
 
     def judge(self, answers: Sequence[Answer], dimensions: Sequence[str]) -> list[Verdicts]:
         """See `Judge`.
 
         Raises:
             ValueError: the token or the address is wrong, the service lacks a dimension, or more than
-                `endpoint.max_failed` answers could not be scored.
+                `endpoint.max_failed` answers could not be scored, over all calls.
         """
         return asyncio.run(self._judge_all(answers, dimensions))
 
@@ -115,21 +113,19 @@ class ServiceRewardJudge:
 
     async def _judge_all(self, answers: Sequence[Answer], dimensions: Sequence[str]) -> list[Verdicts]:
         verdicts: list[Verdicts] = [{}] * len(answers)
-        failed = 0
         with progress(len(answers), "judged") as advance:
 
             async def work(start: int) -> None:
-                nonlocal failed
                 part = answers[start : start + self.batch_size]
                 try:
                     verdicts[start : start + len(part)] = await self._scored(part, dimensions)
                 except (Rejected, Unavailable) as error:
                     failure = {name: Verdict(None, "failed", str(error)) for name in dimensions}
                     verdicts[start : start + len(part)] = [failure] * len(part)
-                    failed += len(part)
-                    if failed > self.max_failed:
+                    self._failed += len(part)
+                    if self._failed > self.max_failed:
                         raise ValueError(
-                            f"{self.url}: {failed} answers were not scored: {error} (endpoint.max_failed="
+                            f"{self.url}: {self._failed} answers were not scored: {error} (endpoint.max_failed="
                             f"{self.max_failed})"
                         ) from error
                 advance(len(part))

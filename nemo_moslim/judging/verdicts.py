@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nemo_moslim.data.rows import Prompt
+from nemo_moslim.judging_config import RubricConfig
+from nemo_moslim.preferences import Dimension
 
 STATUSES = ("scored", "refused", "unparsable", "failed", "missing")
 
@@ -45,6 +47,22 @@ class Judge(Protocol):
 
     def report(self) -> dict[str, Any]:
         """Who judged, with which settings, and what it took so far: plain values for a JSON file."""
+
+
+def level_of(verdict: Verdict | None, dimension: Dimension, rubric: RubricConfig) -> int:
+    """A verdict as a level of the dimension, the rubric's scale laid on the dimension's; 0 without a score."""
+    if verdict is None or verdict.score is None:
+        return 0
+    low, high = dimension.score_range
+    return dimension.level_of(low + rubric.share(verdict.score) * (high - low))
+
+
+def check_scored(verdicts: Sequence[Verdict]) -> None:
+    """ValueError where a run's verdicts, one or more, hold no score at all: there is nothing to report."""
+    counts = {status: n for status, n in count_statuses(verdicts).items() if n}
+    if counts and "scored" not in counts:
+        told = ", ".join(f"{n} {status}" for status, n in counts.items())
+        raise ValueError(f"the judge gave no score at all ({told}); the last verdict: {verdicts[-1].reason or 'none'}")
 
 
 def count_statuses(verdicts: Iterable[Verdict]) -> dict[str, int]:

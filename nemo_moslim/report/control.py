@@ -40,6 +40,8 @@ def control_blocks(control: Control, dimensions: Sequence[str]) -> list[Any]:
     untagged = overall["untagged"]["dimensions"] if overall["untagged"]["n"] else {}
     judge = JUDGES.get(overall.get("judge"), overall.get("judge") or "the comparison's judge")
     intro = f"{overall['n']:,} answers to unseen prompts, judged by {judge}."
+    if overall.get("left_out"):
+        intro += f" Left out, without a score on every dimension: {overall['left_out']:,}."
     if overall.get("policy"):
         intro += f" Policy: {overall['policy']}; prompts: {overall.get('data')}."
     curves = [

@@ -57,6 +57,7 @@ class Found:
     baselines: list[Result] = field(default_factory=list)  # of task=text_baseline
     controls: list[Control] = field(default_factory=list)
     benchmarks: list[Result] = field(default_factory=list)  # of task=benchmarks
+    agreements: list[Result] = field(default_factory=list)  # of task=judge_agreement
     comparisons: list[Result] = field(default_factory=list)  # comparison.json, with its `config`
     stages: list[Result] = field(default_factory=list)  # seconds.json of recipes
 
@@ -120,6 +121,8 @@ def _add(found: Found, file: Path, label: str) -> None:
         found.controls.append(Control(label, _read_object(file), answers, every))
     elif name == "benchmarks.json":
         found.benchmarks.append(Result(label, _read_object(file)))
+    elif name == "agreement.json":
+        found.agreements.append(Result(label, _read_object(file)))
     elif name == "comparison.json":
         config = folder / "config.yaml"
         settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}

@@ -18,6 +18,7 @@ from nemo_moslim.report.benchmarks import benchmarks_section
 from nemo_moslim.report.blocks import Section, dimensions_of
 from nemo_moslim.report.control import control_section
 from nemo_moslim.report.find import Found, find
+from nemo_moslim.report.judges import judges_section
 from nemo_moslim.report.reward import reward_section
 from nemo_moslim.report.rivals import rivals_section
 from nemo_moslim.report.summary import missing_section, summary_section
@@ -57,6 +58,7 @@ def report_sections(found: Found) -> list[Section]:
         answers_section(found, dimensions),
         reward_section(found, dimensions),
         benchmarks_section(found),
+        judges_section(found),
         training_section(found, dimensions),
         rivals_section(found),
         cost_section(found),

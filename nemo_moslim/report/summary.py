@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_moslim.report.bar_charts import Measure, interval_bar
+from nemo_moslim.report.benchmarks import columns_of
 from nemo_moslim.report.blocks import (
     Card,
     Cards,
@@ -19,6 +20,7 @@ from nemo_moslim.report.blocks import (
 )
 from nemo_moslim.report.control import present
 from nemo_moslim.report.find import Control, Found, Result
+from nemo_moslim.report.judges import agreement_sentences, lost
 from nemo_moslim.report.svg import tone
 from nemo_moslim.report.training import KINDS, described
 
@@ -42,6 +44,12 @@ def summary_section(found: Found, dimensions: Sequence[str]) -> Section:
         title = "Does the reward model know the levels?"
         section.blocks.append(Heading(title if len(found.rewards) == 1 else f"{title} {result.name}"))
         section.blocks += reward_verdict(result, dimensions)
+    for result in found.benchmarks:
+        title = "What do the benchmarks say?"
+        section.blocks.append(Heading(title if len(found.benchmarks) == 1 else f"{title} {result.name}"))
+        section.blocks += benchmark_verdict(result)
+    if sentences := agreement_sentences(found.agreements):
+        section.blocks += [Heading("How far can the judge be trusted?"), *map(Text, sentences)]
     section.blocks += [block for result in found.comparisons for block in comparison_verdict(result)]
     if cards := cost_cards(found):
         section.blocks += [Heading("What did it take?"), Cards(cards)]
@@ -107,6 +115,25 @@ def margin(entry: Mapping[str, Any]) -> float:
     return 2 * math.sqrt(entry["accuracy"] * (1 - entry["accuracy"]) / entry["n"])
 
 
+def benchmark_verdict(result: Result) -> list[Any]:
+    """A card per benchmark and judged dimension, and what the means are not of."""
+    cards, sentences = [], []
+    for name, found in result.content["benchmarks"].items():
+        title = name.replace("_", " ")
+        for column, split in columns_of(found).items():
+            overall, scale = split["overall"], result.content["scales"].get(column, [0, 1])
+            spread = "" if overall["low"] is None else f", {overall['low']:.2f} to {overall['high']:.2f}"
+            detail = f"{column}, of {scale[0]:g} to {scale[1]:g}{spread}; n {overall['n']:,}"
+            cards.append(Card(title, number(overall["mean"], 2), detail))
+            left_out = lost(split["verdicts"]) if "verdicts" in split else ""
+            if left_out:
+                sentences.append(f"{title}: verdicts on {column} without a score, not in the mean: {left_out}.")
+        if found["prompts_cut"] or found["prompts_dropped"]:
+            cut, dropped = found["prompts_cut"], found["prompts_dropped"]
+            sentences.append(f"{title}: {cut:,} prompts cut, {dropped:,} left out as too long.")
+    return [Cards(cards), *(Text(sentence, "fair") for sentence in sentences)]
+
+
 def comparison_verdict(result: Result) -> list[Any]:
     """Hypervolume of every method, largest first."""
     methods = result.content["numbers"]["methods"]
@@ -144,6 +171,11 @@ def missing_section(found: Found) -> Section:
          f"{evaluate} task=controllability policy={policy} reward={reward} data=FILE output=DIR"),
         (found.controls and not all(control.every_level for control in found.controls),
          "The same prompt at every level", f"{evaluate} task=controllability policy={policy} … every_level=2"),
+        (not found.benchmarks, "Benchmarks with a judge",
+         f"{evaluate} task=benchmarks policy={policy} benchmarks.mt_bench=FILE judge=endpoint endpoint.model=NAME "
+         "output=DIR"),
+        (not found.agreements, "How far a judge can be trusted",
+         f"{evaluate} task=judge_agreement data=FILE judge=endpoint endpoint.model=NAME output=DIR"),
         (not found.rewards, "Reward-model tables, confusion and reliability",
          f"{evaluate} task=reward run={reward} data=FILE output=FILE.json"),
         (not found.of_kind("reward model"), "Curves of a reward model",

@@ -7,7 +7,7 @@ Shapes: R rows, N heads (preference dimensions), C classes (the sum of all heads
 """
 
 import json
-import os
+import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -19,13 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemo_moslim.data.chat import Prompt
+from nemo_moslim.keys import SERVICE_TOKEN, service_token
 from nemo_moslim.parallel.layout import is_rank_zero, world_size
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.rollout.scorer import Scores, most_likely_levels
 from nemo_moslim.stop_request import StopRequest
 
-TOKEN_VARIABLE = "MOSLIM_SERVICE_TOKEN"
 AWAY = (408, 429, 502, 503, 504)  # come again
+NOT_ITS_OWN = (404, 500)  # of a proxy or another server, where they come without the service's words
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0  # beyond what the service gives a request
 OTHERS_WAIT = timedelta(days=1)  # for rank 0, which waits as long as it is told to; a dead one is noticed at once
@@ -33,11 +34,15 @@ POLL_SECONDS = 0.2  # how soon a wait sees that this process is told to stop
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0  # seconds between two attempts, doubled each time
 
 
-class ServiceUnavailable(ValueError):
+class ServiceError(ValueError):
+    """The service does not give what a step needs: it is away, refuses, or answers in another form."""
+
+
+class ServiceUnavailable(ServiceError):
     """The service has not answered for as long as it was given, or until this process was told to stop."""
 
 
-class Refused(ValueError):
+class Refused(ServiceError):
     """The service does not do what it is asked for; `status` is HTTP's."""
 
     def __init__(self, text: str, status: int):
@@ -52,7 +57,7 @@ class RewardService:
     """Requests to a service, repeated while it is away. Every rank makes one and calls it alike.
 
     Attributes:
-        gave_up: the last request was not answered in time; the same on every rank.
+        gave_up: the last request failed; the same on every rank.
     """
 
     def __init__(self, url: str, patience: float, stop: StopRequest):
@@ -65,58 +70,73 @@ class RewardService:
             ServiceUnavailable: no answer in that time.
             ValueError: something else than this service answers, or it wants another token.
         """
+        self._answered = False  # ever
         self.url, self.patience, self.stop, self.gave_up = url.rstrip("/"), patience, stop, False
         self._group = None
         if world_size() > 1:  # of its own: the others wait for rank 0 while that one waits for the service
             self._group = dist.new_group(backend="gloo", timeout=OTHERS_WAIT)
         self._session, self._answer_seconds = requests.Session(), ANSWER_SECONDS
-        if token := os.environ.get(TOKEN_VARIABLE):
+        self.model = self.on_every_rank(self._first_answer)
+        self.schema = PreferenceSchema.from_dict(self.model["preferences"])
+        self._answer_seconds += 2 * self.model["request_seconds"]
+
+    def _first_answer(self) -> dict[str, Any]:
+        if token := service_token():
             self._session.headers["Authorization"] = f"Bearer {token}"
-        self.model = self.on_every_rank(lambda: self.ask("GET", "/model"))
-        self.schema = PreferenceSchema.from_dict(self._expected("preferences"))
-        self._answer_seconds += 2 * self._expected("request_seconds")
+        model = self.ask("GET", "/model")
+        if problem := mistake_in_model(model):
+            raise ServiceError(f"reward={self.url}: GET /model answers {problem}: it is no serve_reward.py")
+        return model
 
     def score(self, items: Sequence[dict], normalize: str) -> list[dict]:
         """The scored items of POST /score, on every rank; every rank passes all of them.
 
         Raises:
             ServiceUnavailable: no answer in time, or told to stop while the service is away.
-            ValueError: the service refuses a row, or serves another model than at the start.
+            ServiceError: the service refuses a row, serves another model than at the start, or its answer has another
+                form than `POST /score`'s, or numbers that are not finite.
         """
         rows = [json.dumps(item, ensure_ascii=False).encode() for item in items]
         head, tail = f'{{"normalize":"{normalize}","items":['.encode(), b"]}"
 
         def ask() -> list[dict]:
             parts = self.within_limits(rows, len(head + tail))
-            return [answer for part in parts for answer in self._scored(head + part + tail)]
+            answers = [answer for part in parts for answer in self._scored(head + part + tail)]
+            if problem := mistake_in_scores(answers, items, self.schema):
+                raise self.misfit("POST /score", problem)
+            return answers
 
         return self.on_every_rank(ask)
 
     def _scored(self, body: bytes) -> list[dict]:
         answer = self.ask("POST", "/score", body)
-        if answer["model"] != self.model["id"]:
-            raise ValueError(
-                f"reward={self.url}: it serves another model ({answer['model']}) than at the start "
+        if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
+            raise self.misfit("POST /score", "without a list of items")
+        if answer.get("model") != self.model["id"]:
+            raise ServiceError(
+                f"reward={self.url}: it serves another model ({answer.get('model')}) than at the start "
                 f"({self.model['id']}): serve that one again, the same command resumes"
             )
         return answer["items"]
+
+    def misfit(self, request: str, problem: str) -> ServiceError:
+        """The error of an answer that has another form than docs/serving.md gives."""
+        return ServiceError(
+            f"reward={self.url}: {request} answers {problem}: serve with this version's serve_reward.py, or mend the "
+            "service; the same command resumes"
+        )
 
     def within_limits(self, rows: Sequence[bytes], rest: int) -> list[bytes]:
         """Rows, each as JSON, in pieces that a request of `rest` further bytes may hold; joined by commas."""
         pieces, part, size = [], [], rest
         for row in rows:
-            full = len(part) == self._expected("request_items")
-            if part and (full or size + len(row) + 1 > self._expected("request_bytes")):
+            full = len(part) == self.model["request_items"]
+            if part and (full or size + len(row) + 1 > self.model["request_bytes"]):
                 pieces.append(b",".join(part))
                 part, size = [], rest
             part.append(row)
             size += len(row) + 1
         return [*pieces, b",".join(part)] if part else pieces
-
-    def _expected(self, key: str) -> Any:
-        if not isinstance(self.model, dict) or key not in self.model:
-            raise ValueError(f"reward={self.url}: GET /model answers without {key!r}: it is no serve_reward.py")
-        return self.model[key]
 
     def ask(self, method: str, path: str, body: bytes | None = None, seconds: float | None = None) -> Any:
         """One request of rank 0, until it is answered or the patience is over; the answer's JSON.
@@ -125,7 +145,8 @@ class RewardService:
             seconds: that an answer may take; None: as scores.
 
         Raises:
-            Refused: another status than 200 that is no reason to come again.
+            Refused: another status than 200 that is no reason to come again. Once the service has answered, a 404 or
+                500 without its own words is one: something else stands in its place while it is restarted.
             ServiceUnavailable, ValueError: as `score`.
         """
         end, wait = None, FIRST_WAIT
@@ -137,9 +158,12 @@ class RewardService:
                     timeout=(CONNECT_SECONDS, seconds or self._answer_seconds),
                 )  # fmt: skip
                 if answer.status_code == 200:
-                    return answer.json()
-                reason = f"{answer.status_code} {detail(answer)}"
-                if answer.status_code not in AWAY:
+                    found = answer.json()
+                    self._answered = True
+                    return found
+                reason = f"{answer.status_code} {detail(answer) or answer.reason}"
+                in_its_place = self._answered and answer.status_code in NOT_ITS_OWN and detail(answer) is None
+                if answer.status_code not in AWAY and not in_its_place:
                     text = f"reward={self.url}: {method} {path} is refused: {reason}{remedy(answer)}"
                     raise Refused(text, answer.status_code)
                 pause = max(wait, retry_after(answer))
@@ -173,23 +197,68 @@ class RewardService:
         if self._group is not None:
             dist.broadcast_object_list(box, src=0, group=self._group)
         found, error = box
-        self.gave_up = isinstance(error, ServiceUnavailable)
+        self.gave_up = isinstance(error, ServiceError)
         if error is not None:
             raise error
         return found
 
 
-def detail(answer: requests.Response) -> str:
-    """What an error's body says."""
+def detail(answer: requests.Response) -> str | None:
+    """What an error's body says; None where it is not the service's."""
     try:
         return str(answer.json()["detail"])[:300]
     except (requests.JSONDecodeError, KeyError, TypeError):
-        return answer.reason or ""
+        return None
+
+
+def mistake_in_model(model: Any) -> str | None:
+    """What GET /model's answer lacks; None where a training can use it."""
+    if not isinstance(model, dict):
+        return f"no object but {type(model).__name__}"
+    for key in ("id", "preferences", "request_items", "request_bytes", "request_seconds"):
+        if key not in model:
+            return f"without {key!r}"
+    for key in ("request_items", "request_bytes", "request_seconds"):
+        if not is_number(model[key]) or model[key] <= 0:
+            return f"{key}={model[key]!r}"
+    try:
+        PreferenceSchema.from_dict(model["preferences"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return f"preferences that are none ({error})"
+    return None
+
+
+def mistake_in_scores(answers: Sequence[Any], items: Sequence[dict], schema: PreferenceSchema) -> str | None:
+    """What is wrong with the scored items, the first one named by its number; None where nothing is.
+
+    A reward and its parts are looked at where the item asked for levels.
+    """
+    if len(answers) != len(items):
+        return f"{len(answers)} items to {len(items)}"
+    for number, (answer, item) in enumerate(zip(answers, items, strict=True)):
+        if not isinstance(answer, dict) or not isinstance(answer.get("cut"), bool):
+            return f"item {number} without 'cut'"
+        if item.get("preferences") is not None and not is_number(answer.get("reward")):
+            return f"item {number} with reward {answer.get('reward')!r}"
+        heads, parts = answer.get("probabilities"), answer.get("parts")
+        for dimension in schema.dimensions:
+            found = heads.get(dimension.name) if isinstance(heads, dict) else None
+            if not isinstance(found, list) or len(found) != dimension.levels or not all(map(is_number, found)):
+                return f"item {number} without {dimension.levels} probabilities of {dimension.name}"
+            part = parts.get(dimension.name) if isinstance(parts, dict) else None
+            if item.get("preferences") is not None and not is_number(part):
+                return f"item {number} without its part of {dimension.name}"
+    return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def remedy(answer: requests.Response) -> str:
     """What to do about a refusal that is not the request's fault."""
-    return f": set {TOKEN_VARIABLE} to the service's" if answer.status_code == 401 else ""
+    return f": set {SERVICE_TOKEN} to the service's" if answer.status_code == 401 else ""
 
 
 def retry_after(answer: requests.Response) -> float:

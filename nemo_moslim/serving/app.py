@@ -112,6 +112,9 @@ class Service:
             self.queue.give_up(ticket)
             late = f"not done within {seconds:g} s (limits.{limit})"
             raise HTTPException(503, late, {"Retry-After": AWAY_SECONDS}) from None
+        except asyncio.CancelledError:  # the client has gone
+            self.queue.give_up(ticket)
+            raise
         except Refusal as error:
             raise HTTPException(error.status, error.detail) from None
         except ModelFailed as error:

@@ -39,15 +39,33 @@ class Guard:
             return await refuse(send, 413, str(error))
         if body is None:
             return None
-        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-        async def replay():
-            return next(messages, None) or await receive()
-
         try:
-            return await self.app(scope, replay, send)
+            await self._answer(scope, body, receive, send)
         finally:
             self.held -= len(body)
+
+    async def _answer(self, scope, body: bytes, receive, send) -> None:
+        """The application's answer; its work ends where the client goes before that begins."""
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+        started = False
+
+        async def replay():
+            return next(messages, None) or await asyncio.shield(gone)
+
+        async def answer(message):
+            nonlocal started
+            started = True
+            await send(message)
+
+        gone = asyncio.ensure_future(receive())  # nothing but the client's end comes after the body
+        work = asyncio.ensure_future(self.app(scope, replay, answer))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() or started:
+                await work
+        finally:
+            gone.cancel()
+            work.cancel()
 
     def _may_enter(self, headers: dict[bytes, bytes]) -> bool:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")

@@ -1,6 +1,6 @@
 """Rank 0 of the service: the model works on the main thread, HTTP on another."""
 
-import os
+import math
 import signal
 import socket
 import threading
@@ -11,7 +11,6 @@ import uvicorn
 from torch import Tensor
 
 from nemo_moslim.data.chat import Prompt
-from nemo_moslim.rollout.remote_score import TOKEN_VARIABLE
 from nemo_moslim.serve_config import ServeConfig
 from nemo_moslim.serving.app import ModelFailed, ServedModel, Service, make_app
 from nemo_moslim.serving.critic_keeper import CriticWork, Refusal
@@ -41,21 +40,26 @@ def lead(
     ranks: Ranks,
     listener: socket.socket,
     critic: CriticWork | None = None,
+    token: str | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, which must reach the main thread; what waits is still scored."""
+    """Serve until SIGTERM or SIGINT, which must reach the main thread; what waits is still scored.
+
+    Args:
+        token: what clients have to send; None: nothing.
+    """
     service = Service(config, model, ranks, critic)
     server = uvicorn.Server(
         uvicorn.Config(
-            make_app(service, os.environ.get(TOKEN_VARIABLE)),
+            make_app(service, token),
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=None,  # requests have a limit of their own
+            timeout_graceful_shutdown=seconds_to_end(config),
         )
     )
 
     def stop(*_) -> None:
-        service.stopping = server.should_exit = True
+        service.stopping = True  # the server ends once what waits is done, and answers 503 until then
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
@@ -66,22 +70,34 @@ def lead(
     if not server.started:
         raise RuntimeError("the HTTP server did not start; its error is above")
     host, port = listener.getsockname()[:2]
-    print(f"serving {config.run} on http://{host}:{port} (model {service.model.id})", flush=True)
+    wanted = "a token is wanted" if token else "no token is wanted"
+    print(f"serving {config.run} on http://{host}:{port} (model {service.model.id}, {wanted})", flush=True)
     try:
-        work(service, probabilities, ranks, thread)
+        work(service, probabilities, ranks, server, thread)
     except BaseException as error:
         service.queue.fail(ModelFailed(f"the model has failed: {error}"))
         raise
     ranks.share(STOP)
+    if not service.stopping:
+        raise RuntimeError("the HTTP server ended by itself; its error is above")
     print("stopped: everything that waited has been scored", flush=True)
 
 
-def work(service: Service, probabilities: Probabilities, ranks: Ranks, http: threading.Thread) -> None:
+def seconds_to_end(config: ServeConfig) -> int:
+    """Within which every request that was taken is answered, so that a client that hangs holds up the end no longer."""
+    limits = config.limits
+    return math.ceil(limits.request_seconds + (limits.critic_seconds if config.critic else limits.request_seconds))
+
+
+def work(
+    service: Service, probabilities: Probabilities, ranks: Ranks, server: uvicorn.Server, http: threading.Thread
+) -> None:
     """Score batch after batch, and what the critic is asked for in between, until the server's thread has ended."""
     last_sign = time.monotonic()
     while http.is_alive() or len(service.queue):
         batch = service.queue.take(POLL_SECONDS)
         if not batch:
+            server.should_exit = server.should_exit or service.stopping
             if time.monotonic() - last_sign > IDLE_SECONDS:
                 ranks.share(None)
                 last_sign = time.monotonic()

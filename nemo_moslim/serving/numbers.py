@@ -15,7 +15,7 @@ from prometheus_client import (
 CRITIC_PATHS = ("/values", "/update_critic", "/save_critic", "/load_critic", "/critic")
 # others are counted as one, so that nobody can make up labels
 PATHS = ("/score", "/model", "/health", "/metrics", *CRITIC_PATHS)
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 ROWS = tuple(2**power for power in range(13))
 
 

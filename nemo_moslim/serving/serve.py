@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 
+from nemo_moslim.keys import service_token
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
 from nemo_moslim.rollout.open_model import open_reward_model
@@ -23,9 +24,10 @@ def serve(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT; what waits is still scored.
 
     Raises:
-        ValueError: no reward model there, statistics that Eq. 11 cannot use, a layout that does not divide it, or an
-            address that cannot be had.
+        ValueError: no reward model there, statistics that Eq. 11 cannot use, a layout that does not divide it, an
+            address that cannot be had, or a token that cannot be sent.
     """
+    token = service_token()
     start(config.parallel, SEED, config.cpu_threads)
     listener = listen(config.host, config.port) if is_rank_zero() else None
     model, tokenizer = open_reward_model(config.run, config.parallel, config.precision)
@@ -33,7 +35,7 @@ def serve(config: ServeConfig) -> None:
     critic = ServedCritic(config, tokenizer, scorer.reward_model.encoder) if config.critic else None
     ranks = Ranks()
     if listener:
-        lead(config, served(scorer), scorer.reward_model.probabilities, ranks, listener, critic)
+        lead(config, served(scorer), scorer.reward_model.probabilities, ranks, listener, critic, token)
     else:
         for number in (signal.SIGTERM, signal.SIGINT):  # rank 0 says when it is over
             signal.signal(number, signal.SIG_IGN)

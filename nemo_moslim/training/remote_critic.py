@@ -26,7 +26,14 @@ from nemo_moslim.checks import require
 from nemo_moslim.data.chat import vocabulary_digest
 from nemo_moslim.parallel.layout import data_parallel_place, gather_over_data_ranks, world_size
 from nemo_moslim.policy_config import PolicyTrainingConfig
-from nemo_moslim.rollout.remote_score import ANSWER_SECONDS, Refused, RewardService, ServiceUnavailable
+from nemo_moslim.rollout.remote_score import (
+    ANSWER_SECONDS,
+    Refused,
+    RewardService,
+    ServiceError,
+    ServiceUnavailable,
+    is_number,
+)
 
 FILE = "critic_service.jsonl"
 OUT_OF_STEP = 409  # the service has another number of updates behind it, as after its restart
@@ -170,9 +177,9 @@ class RemoteCritic:
             except Refused as error:
                 if error.status != OUT_OF_STEP:
                     raise
-            holder = self._ask("/critic")["run"]
+            holder = self._field("run", str | None, "/critic")
             if holder not in (None, self.run):
-                raise ValueError(
+                raise ServiceError(
                     f"reward={self.service.url}: its critic is now held by another training ({holder}): a service "
                     "serves one at a time; the same command resumes"
                 )
@@ -181,7 +188,7 @@ class RemoteCritic:
             except Refused as error:
                 if error.status != OUT_OF_STEP:
                     raise
-        raise ValueError(
+        raise ServiceError(
             f"reward={self.service.url}: the critic was lost {RESTORES} times at the same request; the service's log "
             "should say why"
         )
@@ -194,7 +201,13 @@ class RemoteCritic:
     def _values(self, rows: list[bytes]) -> list[list[float]]:
         head = {"run": self.run, "number": self._number}
         parts = self.service.within_limits(rows, HEAD_BYTES)
-        return [values for part in parts for values in self._ask("/values", head, part)["values"]]
+        found = [values for part in parts for values in self._field("values", list, "/values", head, part)]
+        lengths = [len(row["tokens"]) - row["prompt_length"] for row in map(json.loads, rows)]
+        if [len(values) if isinstance(values, list) else None for values in found] != lengths:
+            raise self.service.misfit("POST /values", "another number of values than of answer tokens")
+        if not all(is_number(value) for values in found for value in values):
+            raise self.service.misfit("POST /values", "values that are not finite numbers")
+        return found
 
     def _learn(self, step: int, epoch: int, number: int, parts: list[bytes]) -> dict[str, float]:
         settings = {"learning_rate": self.algorithm.critic_lr, "value_clip": self.algorithm.value_clip}
@@ -206,13 +219,23 @@ class RemoteCritic:
     def _send(self, update: Update, number: int) -> dict[str, float]:
         head = {"run": self.run, "number": number, **update.head, "parts": len(update.parts)}
         for place, rows in enumerate(update.parts):
-            sums = self._ask("/update_critic", {**head, "part": place + 1}, rows)["sums"]
+            sums = self._field("sums", dict | None, "/update_critic", {**head, "part": place + 1}, rows)
+        if not sums or not all(map(is_number, sums.values())):
+            raise self.service.misfit("POST /update_critic", "sums that are not finite numbers")
         return sums
 
     def _save(self, step: int) -> None:
         saved = {"step": step, "number": self._number}
         self._ask("/save_critic", {"run": self.run, **saved})
         self._saved, self._since = saved, []
+
+    def _field(self, name: str, kind: Any, path: str, head: dict | None = None, rows: bytes | None = None) -> Any:
+        """A field of the answer, which has to be of this type."""
+        answer = self._ask(path, head, rows)
+        found = answer.get(name, self) if isinstance(answer, dict) else self
+        if not isinstance(found, kind):
+            raise self.service.misfit(path, f"without {name!r}")
+        return found
 
     def _ask(self, path: str, head: dict | None = None, rows: bytes | None = None) -> Any:
         if head is None:

@@ -20,7 +20,7 @@ from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
 from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.collect import Collector
-from nemo_moslim.rollout.remote_score import ServiceUnavailable
+from nemo_moslim.rollout.remote_score import ServiceError, ServiceUnavailable
 from nemo_moslim.run_folder import list_checkpoints, remove_old_checkpoints, step_of
 from nemo_moslim.stop_request import StopRequest
 from nemo_moslim.training.algorithm import Algorithm, answer_kl, counted_answers
@@ -68,7 +68,8 @@ class PolicyTraining:
         """Train until max_steps or SIGTERM; True if it came to the end.
 
         Raises:
-            ServiceUnavailable: the reward model's service is away for too long; the steps that are done are saved.
+            ServiceError: the reward model's service is away for too long, refuses, or serves another model; the steps
+                that are done are saved.
         """
         self.stop.listen()
         try:
@@ -88,13 +89,13 @@ class PolicyTraining:
             started, state = time.perf_counter(), self._state()
             try:
                 row = self.train_step()
-            except ServiceUnavailable:  # neither policy nor critic has changed since the last step
+            except ServiceError:  # neither policy nor critic has changed since the last step
                 self._save_last_step(state)
                 raise
             self.step += 1
             try:
                 validation = self._validate() if self._validation_is_due() else {}
-            except ServiceUnavailable:  # the step itself is done
+            except ServiceError:  # the step itself is done
                 self._finish_step(row, {}, started, save=True)
                 raise
             stopping = any_rank(self.stop.told)

@@ -1,23 +1,18 @@
 """What a run leaves to read: metrics.jsonl (one object per step), TensorBoard, W&B, a live line, and summary.json."""
 
-import contextlib
 import json
-import platform
 import resource
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 
-from nemo_moslim import __version__
 from nemo_moslim.parallel.layout import from_last_stage, is_rank_zero
 from nemo_moslim.run_folder import write_atomically
 from nemo_moslim.training.experiment_loggers import close_loggers
-
-PACKAGES = ("nemo_toolkit", "megatron-core", "torch", "transformers", "transformer_engine")
+from nemo_moslim.versions import package_versions
 
 
 def complete_lines(path: Path) -> list[str]:
@@ -39,15 +34,6 @@ def cut_metrics(path: Path, step: int) -> None:
 def read_metrics(run_dir: str | Path) -> list[dict]:
     """The rows of a run's metrics.jsonl, [] before its first step."""
     return [json.loads(line) for line in complete_lines(Path(run_dir) / "metrics.jsonl")]
-
-
-def package_versions() -> dict[str, str]:
-    """Versions that a result depends on; of Transformer Engine where it is installed."""
-    found = {"python": platform.python_version(), "nemo_moslim": __version__}  # perhaps run from a checkout
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def peak_memory_gigabytes() -> float:

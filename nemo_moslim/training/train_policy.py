@@ -41,8 +41,9 @@ from nemo_moslim.training.remote_critic import RemoteCritic
 from nemo_moslim.training.rl_checkpoint import remove_unfinished, write_context
 from nemo_moslim.training.rl_loop import PolicyTraining
 from nemo_moslim.training.rloo import RLOO
-from nemo_moslim.training.telemetry import package_versions, peak_memory_over_ranks, read_metrics
+from nemo_moslim.training.telemetry import peak_memory_over_ranks, read_metrics
 from nemo_moslim.training.trained_model import TrainedModel
+from nemo_moslim.versions import package_versions
 
 ALGORITHM_CLASSES = {"ppo": PPO, "rloo": RLOO, "online_dpo": OnlineDPO}
 

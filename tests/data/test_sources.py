@@ -102,5 +102,5 @@ def test_data_sets_are_streamed_through_datasets(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     assert rows_of(folder) == ROWS
-    with pytest.raises(ValueError, match="hub.split=other"):
+    with pytest.raises(ValueError, match="data set of the hub with the split 'other'"):
         list(read_rows(str(folder), hub_split="other"))

@@ -9,6 +9,7 @@ from made_rows import write_rows
 from nemo_moslim.evaluation.benchmarks.answers import (
     AnswerFile,
     Interview,
+    dropped_places,
     is_answered,
     prompt_of,
     settings_digest,
@@ -115,6 +116,13 @@ def test_prompts_that_are_too_long_are_never_cut_in_silence(encoder, tmp_path):
     kept = opened(tmp_path / "drop")
     dropped = Interview(PaperPolicy(encoder, 80), SCHEMA, settings(long_prompts="drop"), 8).run("mt", questions, kept)
     assert {("c", 1), ("c", 2)} <= dropped and ("c", 1) not in kept.rows
+    drop, again = settings(long_prompts="drop"), opened(tmp_path / "drop")
+    assert is_answered(questions, again, drop) and dropped_places(questions, again, drop) == dropped  # no policy for it
+    size = again.path.stat().st_size
+    assert Interview(PaperPolicy(encoder, 80), SCHEMA, drop, 8).run("mt", questions, again) == dropped
+    assert again.path.stat().st_size == size  # nothing is marked twice
+    for other in (settings(long_prompts="cut_left"), settings(long_prompts="drop", asked={"helpfulness": 3})):
+        assert not is_answered(questions, again, other) and dropped_places([long], again, other) == set()
     cut, policy = opened(tmp_path / "cut"), PaperPolicy(encoder, 80)
     left_out = Interview(policy, SCHEMA, settings(long_prompts="cut_left"), 8).run("mt", questions, cut)
     assert left_out == set() and cut.rows["c", 1]["cut"] and not cut.rows["b", 1]["cut"]

@@ -1,6 +1,7 @@
 """The judge behind HTTP against a real local server, which fails in every way that servers do."""
 
 import logging
+import sqlite3
 
 import pytest
 from judge_server import JudgeServer, cut_off, fails, says, silent, trickling
@@ -106,10 +107,13 @@ def test_a_server_that_is_too_slow(server, judge_of, slow):
 
 
 def test_nobody_listens(server, judge_of):
-    judge = judge_of(attempts=2)
+    judge, started = judge_of(attempts=2), judge_of(attempts=2, model="judge-2")
+    started.judge(answers(1), ["helpfulness"])
     server.close()
-    (found,) = judge.judge(answers(1), ["helpfulness"])
-    assert found["helpfulness"].status == "failed" and "no connection, 2 attempts" in found["helpfulness"].reason
+    with pytest.raises(ValueError, match=r"chat/completions: no connection \(.+\): check the address"):
+        judge.judge(answers(1), ["helpfulness"])
+    (found,) = started.judge([Answer("p", "another")], ["helpfulness"])  # it was there: it may come back
+    assert found["helpfulness"].status == "failed" and "no connection, 2 attempts: " in found["helpfulness"].reason
 
 
 def test_a_wrong_key_stops_at_once_and_is_not_shown(server, judge_of, monkeypatch):
@@ -169,6 +173,23 @@ def test_too_many_failures_stop_the_run(server, judge_of):
     assert len(server.requests) == 1 + 3 * 2
     server.usual = says(FOUR)
     assert scores(judge_of(), 2) == [[4.0]] * 2 and len(server.requests) == 8  # the first came from the cache
+
+
+def test_failures_are_counted_over_the_whole_run(server, judge_of):
+    server.usual = fails(500)
+    judge = judge_of(attempts=1, max_failed=2)
+    for number in range(2):
+        assert judge.judge([Answer("p", str(number))], ["helpfulness"])[0]["helpfulness"].status == "failed"
+    with pytest.raises(ValueError, match="3 requests failed"):
+        judge.judge([Answer("p", "2")], ["helpfulness"])
+
+
+def test_a_reply_of_no_use_is_billed_too(server, judge_of):
+    server.script = [says(None, tokens=(50, 5))]  # neither content nor refusal
+    judge = judge_of(input_price=2.0, output_price=10.0)
+    assert scores(judge, 1) == [[4.0]]
+    assert judge.report()["tokens"] == {"input": 150, "output": 15}
+    assert judge.report()["cost"] == pytest.approx(150 * 2e-6 + 15 * 10e-6)
 
 
 def test_refused_and_unparsable_are_counted_and_kept(server, judge_of):
@@ -231,6 +252,18 @@ def test_a_file_that_is_no_cache(tmp_path):
     (tmp_path / "notes.txt").write_text("not a database, but long enough to be looked at as one " * 20)
     with pytest.raises(ValueError, match="not a cache of replies"):
         ReplyCache(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=f"endpoint.cache={tmp_path}: not a cache of replies"):
+        ReplyCache(tmp_path)
+
+
+def test_a_cache_that_breaks_is_told_in_one_error(tmp_path):
+    cache = ReplyCache(tmp_path / "cache.sqlite")
+    with sqlite3.connect(tmp_path / "cache.sqlite") as other:
+        other.execute("DROP TABLE replies")
+    for use in (lambda: cache.get("k"), lambda: cache.put("k", {})):
+        with pytest.raises(ValueError, match="endpoint.cache=.*cache.sqlite: .*no such table"):
+            use()
+    cache.close()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from made_rows import write_rows
 from nemo_moslim.data.world import sample_rating_rows
 from nemo_moslim.judging.exact_judges import ScriptedJudge, WorldJudge
 from nemo_moslim.judging.reward_judges import ServiceRewardJudge, score_of
-from nemo_moslim.judging.verdicts import Answer
+from nemo_moslim.judging.verdicts import Answer, Verdict, check_scored
 from nemo_moslim.preferences import PreferenceSchema
 
 SCHEMA = {"helpfulness": 5, "honesty": 5, "harmless": 2}
@@ -85,13 +85,22 @@ def test_a_service_that_fails_or_lacks_a_head(service, monkeypatch):
     answers = [Answer("p", "r")] * 10
     found = made(service, attempts=1, max_failed=10).judge(answers, ["harmless"])
     assert {v["harmless"].status for v in found} == {"failed"}
-    with pytest.raises(ValueError, match="answers were not scored: HTTP 500, 1 attempts"):
-        made(service, attempts=1).judge(answers, ["harmless"])
-    monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", "tok-1")
+    judge = made(service, attempts=1, max_failed=15)
+    judge.judge(answers, ["harmless"])
+    with pytest.raises(ValueError, match=r"1[68] answers were not scored: HTTP 500, 1 attempts"):  # of both calls
+        judge.judge(answers, ["harmless"])
+    with pytest.raises(ValueError, match=r"no score at all \(10 failed\); the last verdict: HTTP 500, 1 attempts"):
+        check_scored([v["harmless"] for v in found])
+    check_scored([*(v["harmless"] for v in found), Verdict(1.0)])
+    check_scored([])
+    monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", "tok-1\n")
     service.usual = fails(403, "token tok-1 may not")
     with pytest.raises(ValueError, match="MOSLIM_SERVICE_TOKEN.*token \\*\\*\\* may not"):
         made(service).judge(answers, ["harmless"])
     assert service.keys[-1] == "Bearer tok-1"
+    monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", "")
+    with pytest.raises(ValueError, match="MOSLIM_SERVICE_TOKEN is set and empty"):
+        made(service)
 
 
 def test_the_world_judges_its_own():

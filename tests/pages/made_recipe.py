@@ -4,11 +4,19 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from nemo_moslim.config import GenerationConfig
+from nemo_moslim.evaluation.benchmarks.questions import Benchmark, Question
+from nemo_moslim.evaluation.benchmarks.results import Judged, benchmark_result, benchmarks_report
 from nemo_moslim.evaluation.controllability import control_report
+from nemo_moslim.evaluation.fastchat import Judgment
+from nemo_moslim.evaluation.judge_agreement import annotator_report, score_report
 from nemo_moslim.evaluation.reward_accuracy import reward_metrics
+from nemo_moslim.judging.verdicts import Answer, Verdict
+from nemo_moslim.judging_config import RubricConfig
 from nemo_moslim.preferences import Dimension, PreferenceSchema
 
 SCHEMA = PreferenceSchema(
@@ -149,26 +157,59 @@ def comparison() -> dict:
     return {"schema": SCHEMA.to_dict(), "grid": grid, "even_point": 1, "methods": methods}
 
 
-def benchmarks() -> dict:
-    """What task=benchmarks writes, of two benchmarks."""
+RUBRICS = {
+    "helpfulness": RubricConfig(1, "?", ["a", "b", "c", "d", "e"]),
+    "harmless": RubricConfig(0, "?", ["no", "yes"]),
+}
 
-    def split(mean: float, **groups) -> dict:
-        def interval(mean: float) -> dict:
-            return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 80}
 
-        return {"overall": interval(mean), "groups": {k: {g: interval(m) for g, m in v.items()}
-                                                      for k, v in groups.items()}}  # fmt: skip
+def benchmarks(policy: str = "runs/policy", shift: float = 0.0) -> dict:
+    """What task=benchmarks writes, of two benchmarks: math is answered with 1, writing with 3, one verdict refused."""
+    chat, attacks = [], []
+    for number in range(40):
+        groups = {"category": "writing" if number % 2 else "<b>math</b>"}
+        verdict = Verdict(1.0 + 2 * (number % 2) + shift) if number else Verdict(None, "refused")
+        for turn in (1, 2):
+            row = {"key": str(number), "turn": turn, "response": "r", "tokens": 8 * turn, "cut": number == 3}
+            chat.append(Judged(Question(str(number), ["q", "q"], groups), row, {"helpfulness": verdict}))
+        question = Question(f"1/{number}", ["q"], {"level": "1"}, attack=lambda response: response == "yes")
+        row = {"key": question.key, "turn": 1, "response": "no" if number % 4 else "yes", "tokens": 1, "cut": False}
+        attacks.append(Judged(question, row, {"harmless": Verdict(1.0)}))
+    results = {
+        "mt_bench": benchmark_result(Benchmark("mt_bench", [], ("helpfulness",), (HOSTILE[0],)), chat, 2, 16, 50, 1),
+        "hackaprompt": benchmark_result(Benchmark("hackaprompt", [], ("harmless",)), attacks, 0, 16, 50, 1),
+    }
+    config = SimpleNamespace(
+        policy=policy, asked={"helpfulness": 5}, benchmarks=SimpleNamespace(row_tags=True), limit=40, seed=1,
+        generation=GenerationConfig(16, 1.0, 1.0, 0, 8), rubrics=RUBRICS,
+    )  # fmt: skip
+    judge = {"judge": "endpoint", "model": "judge-1", "requests": 120, "from_cache": 3, "cost": 0.5,
+             "cost_with_cache": 0.75, "tokens": {"input": 12000, "output": 900},
+             "tokens_with_cache": {"input": 12300, "output": 930}}  # fmt: skip
+    return benchmarks_report(results, judge, config)
 
-    general = {"questions": 80, "answers": 160, "notes": [HOSTILE[0]]}
-    scores = {"helpfulness": split(2.5, category={"<b>math</b>": 1.5, "writing": 3.5}, turn={"1": 2.0, "2": 3.0})}
-    return {
-        "policy": "runs/policy", "asked": {"helpfulness": 5}, "judge": {"judge": "reward_model"},
-        "scales": {"helpfulness": [1, 5]},
-        "benchmarks": {
-            "mt_bench": {**general, "scores": scores},
-            "hackaprompt": {**general, "scores": {}, "attack_success": split(0.25, level={"1": 0.25})},
-        },
-    }  # fmt: skip
+
+def agreement() -> dict:
+    """What task=judge_agreement writes of given scores: the judge says what was given, but for one refusal."""
+    judgments = [Judgment(str(i // 2), f"m{i % 2}", 1, Answer("q", "r"), 2.0 * (1 + i % 5)) for i in range(40)]
+    verdicts = [{"helpfulness": Verdict(1.0 + i % 5)} for i in range(40)]
+    verdicts[7] = {"helpfulness": Verdict(None, "refused")}
+    settings = SimpleNamespace(rubrics=RUBRICS, bootstrap_samples=50, seed=1, data="given.jsonl")
+    report = score_report(judgments, verdicts, "helpfulness", settings)
+    return {**report, "rows_without_score": 2, "judge": {"judge": "endpoint", "model": "judge-1"}}
+
+
+def annotators() -> dict:
+    """The same of rated answers: the reward model is right, the judge always says the lowest level."""
+    rows = [{"labels": {"helpfulness": 1 + i % 5}} for i in range(40)]
+    found = {
+        "reward_model": [{"helpfulness": Verdict(1.0 + i % 5)} for i in range(40)],
+        "endpoint": [{"helpfulness": Verdict(1.0)} for _ in range(40)],
+    }
+    settings = SimpleNamespace(rubrics=RUBRICS, bootstrap_samples=50, seed=1)
+    report = annotator_report(rows, found, SCHEMA, ["helpfulness"], settings)
+    judges = {"reward_model": {"judge": "reward_model", "reward": "runs/rm"}, "endpoint": {"judge": "endpoint"}}
+    return {**report, "data": "rated.jsonl", "annotators": judges}
 
 
 def write_recipe(folder: Path) -> Path:
@@ -180,6 +221,7 @@ def write_recipe(folder: Path) -> Path:
     write_json(folder / "report/reward.json", reward_result())
     write_json(folder / "compare/comparison.json", comparison())
     write_json(folder / "report/benchmarks.json", benchmarks())
+    write_json(folder / "report/agreement.json", agreement())
     (folder / "compare/config.yaml").write_text("methods: [moslim, morlhf]\n")
     write_json(folder / "seconds.json", {"sft": 12.5, "policy": 4000.0})
     write_json(folder / "data/sft/manifest.json", {"intensity_accuracy": 1})

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 from made_recipe import (
     HOSTILE,
+    annotators,
+    benchmarks,
     reward_result,
     write_control,
     write_json,
@@ -70,7 +72,8 @@ def test_everything_is_found_once(recipe):
     assert [(run.name, run.kind) for run in found.runs] == [
         ("sft", "language model"), ("reward", "reward model"), ("policy", "policy")
     ]  # fmt: skip
-    assert [len(part) for part in (found.controls, found.rewards, found.comparisons, found.stages)] == [1, 1, 1, 1]
+    parts = (found.controls, found.rewards, found.benchmarks, found.agreements, found.comparisons, found.stages)
+    assert [len(part) for part in parts] == [1] * 6
     two = find([str(recipe / "sft"), str(recipe)])
     assert [run.name for run in two.runs][:2] == ["sft", "made <i>recipe/sft"]
     assert [result.name for result in find([str(recipe / "report/reward.json")]).rewards] == ["report/reward"]
@@ -91,10 +94,39 @@ def test_figures_are_those_of_the_files(page, recipe):
     assert page.text.count("0.300 [0.250, 0.350]") == 1  # hypervolume of the comparison's first method
 
 
-def test_benchmarks_by_group(page):
-    assert "mt bench" in page.text and "category <b>math</b> 1.50 [1.40, 1.60], 80" in page.text
-    assert "turn 2 3.00 [2.90, 3.10], 80" in page.text and "attack came through" in page.text
-    assert "level 1 0.25 [0.15, 0.35], 80" in page.text and "asked of every prompt: helpfulness 5" in page.text
+def test_benchmarks_by_group(page, recipe):
+    found = json.loads((recipe / "report/benchmarks.json").read_text())["benchmarks"]["hackaprompt"]["attack_success"]
+    low, high = found["overall"]["low"], found["overall"]["high"]
+    assert "mt bench" in page.text and "category <b>math</b> 1.00 [1.00, 1.00], 38" in page.text
+    assert "turn 2 2.03 [" in page.text and "attack came through" in page.text  # 19 of 1 and 20 of 3
+    assert f"level 1 1.00 [1.00, 1.00], 40 0.25 [{low:.2f}, {high:.2f}], 40" in page.text
+    assert "asked of every prompt: helpfulness 5" in page.text and "40 questions of each" in page.text
+
+
+def test_what_a_benchmark_left_out_and_cost_is_said(page):
+    assert "mt bench 80 2 2 40 0 helpfulness 2 refused" in page.text  # cut, dropped, at the limit, repeated
+    assert "hackaprompt 40 0 0 0 0 none" in page.text and "seed 1" in page.text
+    assert "judge: endpoint, judge-1; 120 requests, 3 replies from the cache; tokens 12,000 in, 900 out" in page.text
+    assert "cost 0.5000 (with the cache's 0.7500)" in page.text
+    assert "mt bench: verdicts on helpfulness without a score, not in the mean: 2 refused." in page.text
+
+
+def test_policies_stand_side_by_side(tmp_path):
+    write_json(tmp_path / "one/benchmarks.json", benchmarks("runs/one"))
+    write_json(tmp_path / "two/benchmarks.json", benchmarks("runs/two", shift=1.0))
+    found = Page(written([tmp_path], tmp_path)).text
+    assert re.search(r"mt bench, helpfulness 2\.03 \[1\.\d\d, 2\.\d\d\], 78 3\.03 \[2\.\d\d, 3\.\d\d\], 78", found)
+    assert "one: policy runs/one, asked of every prompt: helpfulness 5, judge: endpoint, judge-1." in found
+
+
+def test_how_far_a_judge_agrees(page, tmp_path):
+    assert "all 39 1.000 [1.000, 1.000] 1.000 [1.000, 1.000]" in page.text
+    assert "1 refused; 2 rows without a given score." in page.text
+    assert "endpoint, judge-1 against given scores: Spearman 1.000 [1.000, 1.000]" in page.text
+    write_json(tmp_path / "in/agreement.json", annotators())
+    found = Page(written([tmp_path / "in"], tmp_path)).text
+    assert "helpfulness, reward_model 40 1.000 [1.000, 1.000]" in found
+    assert "helpfulness, endpoint 40 0.200 [" in found and "helpfulness, majority level 40 0.200" in found
 
 
 def test_the_summary_says_what_does_not_work(page):
@@ -121,7 +153,18 @@ def test_no_text_becomes_markup(page):
 
 def test_every_part_has_its_section(page):
     sections = [value for name, value in page.attributes if name == "id" and value != "theme"]
-    expected = ["summary", "control", "answers", "reward", "benchmarks", "training", "rivals", "cost", "configuration"]
+    expected = [
+        "summary",
+        "control",
+        "answers",
+        "reward",
+        "benchmarks",
+        "judges",
+        "training",
+        "rivals",
+        "cost",
+        "configuration",
+    ]
     assert sections == expected  # nothing is missing, so there is no list of it
     assert {f"#{section}" for section in expected} <= {v for n, v in page.attributes if n == "href"}
 
@@ -130,6 +173,7 @@ def test_what_is_missing_is_said_with_its_command(tmp_path):
     write_sft(tmp_path / "only/sft")
     text = Page(written([tmp_path / "only/sft"], tmp_path)).text
     assert "Not in this report" in text and "task=controllability policy=RUN" in text and "examples/compare.py" in text
+    assert "task=benchmarks policy=RUN" in text and "task=judge_agreement data=FILE" in text
     assert "Table 1" not in text
 
 

@@ -8,7 +8,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from nemo_moslim.rollout.remote_score import RemoteRewardModel, RemoteScorer, RewardService, ServiceUnavailable
+from nemo_moslim.rollout.remote_score import (
+    Refused,
+    RemoteRewardModel,
+    RemoteScorer,
+    RewardService,
+    ServiceError,
+    ServiceUnavailable,
+)
 from nemo_moslim.stop_request import StopRequest
 
 MODEL = {
@@ -41,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
             }
             for item in self.server.seen[-1]["items"]
         ]
-        self.answer(json.dumps({"items": items, "model": self.server.model["id"]}))
+        self.answer(json.dumps(self.server.spoil({"items": items, "model": self.server.model["id"]})))
 
     def answer(self, honest):
         step = self.server.script.pop(0) if self.server.script else None
@@ -64,7 +71,7 @@ def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.model, made.script, made.seen = MODEL, [], []
+    made.model, made.script, made.seen, made.spoil = MODEL, [], [], lambda answer: answer
     made.url = f"http://127.0.0.1:{made.server_port}"
     threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield made
@@ -82,7 +89,7 @@ def problem(status, **headers):
 
 
 def test_rows_go_in_requests_within_the_limits_and_come_back_in_order(server, monkeypatch):
-    monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", "t")
+    monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", " t\n")
     service = RewardService(server.url + "/", 5.0, StopRequest())
     scores = scored(service, 5)
     assert scores.rewards.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0] and scores.cut == 1
@@ -105,6 +112,7 @@ def test_rows_go_in_requests_within_the_limits_and_come_back_in_order(server, mo
         ["drop", "drop", "half"],
         [(200, {}, "no json")],
         [(503, {}, "no json")],
+        [(404, {}, "<html>"), (500, {}, "Internal Server Error")],  # of what stands in its place for a while
     ],
 )
 def test_it_comes_again_until_it_is_answered(server, failures):
@@ -128,7 +136,7 @@ def test_a_service_that_comes_back_is_waited_for_and_one_that_does_not_is_told_o
 
     def come_back():
         again = ThreadingHTTPServer(address, Handler)
-        again.model, again.script, again.seen = MODEL, [], []
+        again.model, again.script, again.seen, again.spoil = MODEL, [], [], lambda answer: answer
         server.again = again
         again.serve_forever(0.01)
 
@@ -156,14 +164,63 @@ def test_told_to_stop_it_waits_no_longer(server):
         (problem(422), "POST /score is refused: 422 problem 422"),
         (problem(500), "POST /score is refused: 500 problem 500"),
         (problem(401), "401 problem 401: set MOSLIM_SERVICE_TOKEN to the service's"),
-        ((404, {}, "<html>"), "404 Not Found"),
+        (problem(404), "404 problem 404"),
     ],
 )
 def test_a_refusal_is_told_at_once(server, answer, message):
     service = RewardService(server.url, 600.0, StopRequest())
     server.script = [answer]
-    with pytest.raises(ValueError, match=f"reward={server.url}: .*{message}"):
+    with pytest.raises(Refused, match=f"reward={server.url}: .*{message}"):
         scored(service)
+    assert service.gave_up  # so that a checkpoint is written without it
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_something_else_in_its_place_is_told_at_once_at_the_start(server, status):
+    server.script = [(status, {}, "<html>")]
+    with pytest.raises(Refused, match=f"GET /model is refused: {status}"):
+        RewardService(server.url, 600.0, StopRequest())
+
+
+def change(number, **fields):
+    """An answer with other fields of an item; None: without the field."""
+
+    def spoil(answer):
+        answer["items"][number] |= fields
+        answer["items"][number] = {k: v for k, v in answer["items"][number].items() if v is not None}
+        return answer
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda answer: [], "without a list of items"),
+        (lambda answer: {**answer, "items": None}, "without a list of items"),
+        (lambda answer: {**answer, "items": answer["items"][1:]}, "1 items to 2"),
+        (lambda answer: {**answer, "items": [None] * 2}, "item 0 without 'cut'"),
+        (change(1, reward=float("nan")), "item 1 with reward nan"),
+        (change(1, reward="high"), "item 1 with reward 'high'"),
+        (change(0, reward=None), "item 0 with reward None"),
+        (change(0, parts={"helpfulness": 1.0}), "item 0 without its part of harmless"),
+        (change(0, probabilities=None), "item 0 without 3 probabilities of helpfulness"),
+        (change(1, probabilities={"helpfulness": [0.1, 0.9], "harmless": [1, 0]}), "item 1 without 3 probabilities"),
+        (change(1, probabilities={"helpfulness": [0, 0, float("inf")], "harmless": [1, 0]}), "item 1 without 3 prob"),
+    ],
+)
+def test_an_answer_of_another_form_is_told_in_one_error(server, spoil, message):
+    service = RewardService(server.url, 600.0, StopRequest())
+    server.spoil = spoil
+    with pytest.raises(ServiceError, match=f"reward={server.url}: POST /score answers {message}.*same command resumes"):
+        scored(service, 2)
+
+
+def test_a_service_need_not_map_what_asks_for_nothing(server):
+    """As for objective=weighted_sum."""
+    service = RewardService(server.url, 600.0, StopRequest())
+    server.spoil = change(0, reward=None, parts=None)
+    assert RemoteRewardModel(service).probabilities(["p"], ["0"])[0].shape == (1, 5)
 
 
 def test_another_model_is_not_taken_for_the_first(server):
@@ -173,11 +230,23 @@ def test_another_model_is_not_taken_for_the_first(server):
         scored(service)
 
 
-@pytest.mark.parametrize("model", [{}, [], "hello", {"id": 1}])
+@pytest.mark.parametrize(
+    "model",
+    [{}, [], "hello", {"id": 1}, {**MODEL, "preferences": 3}, {**MODEL, "preferences": {"a": 1}},
+     {**MODEL, "request_items": "many"}, {**MODEL, "request_seconds": 0}],
+)  # fmt: skip
 def test_something_else_at_the_address_is_told(server, model):
     server.model = model
     with pytest.raises(ValueError, match="it is no serve_reward.py"):
         RewardService(server.url, 5.0, StopRequest())
+
+
+@pytest.mark.parametrize(("token", "message"), [(" ", "is set and empty: .* unset it"), ("a b", "cannot be sent")])
+def test_a_token_that_is_none_is_told(server, monkeypatch, token, message):
+    monkeypatch.setenv("MOSLIM_SERVICE_TOKEN", token)
+    with pytest.raises(ValueError, match=f"MOSLIM_SERVICE_TOKEN.*{message}") as error:
+        RewardService(server.url, 600.0, StopRequest())
+    assert "a b" not in str(error.value)
 
 
 @pytest.mark.parametrize("url", ["http://", "http://:x", "http://[::"])

@@ -21,7 +21,12 @@ class StubService:
 
     def __init__(self, folder: Path, *settings: str):
         self._log = folder / "service.log"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MOSLIM_SERVICE_TOKEN": TOKEN}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "MOSLIM_SERVICE_TOKEN": f" {TOKEN}\n",
+        }
         for name in ("RANK", "WORLD_SIZE"):
             environment.pop(name, None)
         with self._log.open("w") as log:

@@ -18,7 +18,7 @@ PREFERENCES = {
 }
 AVERAGE = [0.2, 0.3, 0.5, 0.6, 0.4]
 DEVIATION = [0.1, 0.2, 0.25, 0.5, 0.5]
-TOKEN = "a secret"
+TOKEN = "a-secret"
 LENGTH = 40  # characters; longer rows are cut
 
 
@@ -55,6 +55,7 @@ class Encoder:
 def main() -> None:
     from nemo_moslim.cli import compose_config
     from nemo_moslim.config import parse
+    from nemo_moslim.keys import service_token
     from nemo_moslim.serve_config import ServeConfig
     from nemo_moslim.serving.app import ServedModel
     from nemo_moslim.serving.lead import lead, listen
@@ -64,7 +65,7 @@ def main() -> None:
     schema = PreferenceSchema.from_dict(PREFERENCES)
     model = ServedModel(schema, "per_head", torch.tensor(AVERAGE), torch.tensor(DEVIATION), LENGTH, Encoder())
     critic = StubCritic(config.critic_dir) if config.critic else None
-    lead(config, model, probabilities, Ranks(), listen(config.host, config.port), critic)
+    lead(config, model, probabilities, Ranks(), listen(config.host, config.port), critic, service_token())
 
 
 if __name__ == "__main__":

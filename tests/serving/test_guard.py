@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,3 +91,45 @@ def test_the_queue_has_room_for_any_request():
         replace(LIMITS, request_bytes=11)
     with pytest.raises(ValueError, match="limits.request_items=9: expected at most limits.queue_rows=8"):
         replace(LIMITS, request_items=9)
+
+
+def test_work_for_a_client_that_has_gone_ends_unless_it_is_being_answered():
+    async def requests():
+        ended = []
+
+        class Working(Application):
+            async def __call__(self, scope, receive, send):
+                try:
+                    await super().__call__(scope, receive, send)
+                    await asyncio.sleep(0)  # the answer's body
+                    ended.append("answered")
+                except asyncio.CancelledError:
+                    ended.append("cancelled")
+                    raise
+
+        guard = Guard(Working(), None, LIMITS, lambda: 1)
+        assert await status(guard, [*parts(4), GONE]) == (None, {})
+        await until_held(guard, 0)
+        assert ended == ["cancelled"]
+        guard.app.may_answer.set()
+        assert (await status(guard, parts(4)))[0] == 200 and ended[-1] == "answered"
+
+    asyncio.run(requests())
+
+
+def test_rows_of_a_client_that_has_gone_take_no_room():
+    from nemo_moslim.serving.app import Service
+    from nemo_moslim.serving.row_queue import RowQueue, Ticket
+
+    async def requests():
+        service = object.__new__(Service)
+        service.stopping, service.queue = False, RowQueue(limit=4, batch_rows=4, wait_seconds=0.0)
+        service.config = SimpleNamespace(limits=LIMITS)
+        waiting = asyncio.ensure_future(service._results(Ticket(["a", "b"]), "critic_seconds"))
+        await asyncio.sleep(0)
+        assert len(service.queue) == 2
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled() and len(service.queue) == 0
+
+    asyncio.run(requests())

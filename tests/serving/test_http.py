@@ -6,6 +6,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -13,6 +14,7 @@ from stub_service import AVERAGE, DEVIATION, PREFERENCES, TOKEN, stub_row
 
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.serving.messages import MOST_MESSAGES, score_request
+from nemo_moslim.serving.row_queue import RowQueue
 
 DIALOGUE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "?"}]
 PLAIN = {"prompt": "p", "response": "r"}
@@ -130,6 +132,10 @@ def test_without_the_token_nothing_but_health(service, token):
         assert answer.json()["detail"] == "a bearer token is needed"
 
 
+def test_it_says_whether_a_token_is_wanted(service):
+    assert "a token is wanted)" in service.output() and TOKEN not in service.output()
+
+
 def test_over_the_queues_limit_a_client_is_told_when_to_come_again(service):
     slow = [{"prompt": str(i), "response": "sleep 0.15"} for i in range(8)]  # two batches
     with ThreadPoolExecutor(6) as pool:
@@ -202,6 +208,10 @@ def test_sigterm_finishes_what_waits_and_exits_with_0(start_stub):
         while not numbers(service)["moslim_queued_answers"]:
             assert not answer.done()
         service.process.send_signal(signal.SIGTERM)
+        while (late := service.ask("GET", "/health", token=None)).status_code == 200:
+            pass
+        assert late.status_code == 503 and late.json()["status"] == "stopping"
+        assert service.score(PLAIN).status_code == 503
         assert answer.result().status_code == 200 and len(answer.result().json()["items"]) == 4
     assert service.process.wait(60) == 0
     assert "stopped: everything that waited has been scored" in service.output()
@@ -217,6 +227,34 @@ def test_a_model_that_fails_ends_the_service(start_stub):
     except requests.ConnectionError:  # it was gone before it could answer
         pass
     assert service.process.wait(60) == 1 and "out of memory" in service.output()
+
+
+def test_a_server_that_ends_by_itself_ends_the_service_with_an_error(monkeypatch):
+    from nemo_moslim.cli import compose_config
+    from nemo_moslim.config import parse
+    from nemo_moslim.serve_config import ServeConfig
+    from nemo_moslim.serving import lead as module
+
+    class Dying:
+        started, should_exit = True, False
+
+        def __init__(self, settings):
+            assert settings.timeout_graceful_shutdown == 13  # to receive a request and to score it
+
+        def run(self, sockets):
+            """Over at once."""
+
+    monkeypatch.setattr(module.uvicorn, "Server", Dying)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(module, "make_app", lambda *_: None)
+    monkeypatch.setattr(module, "Service", lambda *_: SimpleNamespace(model=SimpleNamespace(id="m"), stopping=False,
+                                                                      queue=RowQueue(4, 2, 0.0)))  # fmt: skip
+    config = parse(compose_config("serve_reward", ["run=r", "port=0", "limits.request_seconds=6.5"]), ServeConfig)
+    shared = []
+    ranks = SimpleNamespace(share=shared.append)
+    with module.listen("127.0.0.1", 0) as listener, pytest.raises(RuntimeError, match="ended by itself"):
+        module.lead(config, None, None, ranks, listener)
+    assert shared == ["stop"]  # the other ranks end too
 
 
 def test_a_taken_port_is_told_in_one_line(service):

@@ -72,6 +72,7 @@ def test_the_reward_model_judges_alike_on_any_ranks(by_reward_model):
 def test_answers_are_used_again_with_another_judge(trainings, by_reward_model, arguments, server):
     """No policy is loaded, no answer made, and the second time no request sent."""
     output = by_reward_model[0]
+    first = (output / "benchmarks.json").read_bytes()
     before = {path: path.read_bytes() for path in (output / "answers").iterdir()}
     endpoint = ["judge=endpoint", f"endpoint.url={server.url}", "endpoint.model=m", "endpoint.key_env=null",
                 "dimensions=[harmless]"]  # fmt: skip
@@ -86,6 +87,8 @@ def test_answers_are_used_again_with_another_judge(trainings, by_reward_model, a
     again = json.loads((output / "benchmarks.json").read_text())
     assert len(server.requests) == sent and again["judge"]["requests"] == 0
     assert again["benchmarks"] == report["benchmarks"]
+    (kept,) = (output / "judged_by").iterdir()  # by the reward model; twice the same judge is no other one
+    assert (kept / "benchmarks.json").read_bytes() == first and (kept / "judgments" / "mt_bench.jsonl").is_file()
 
 
 def test_a_limit_keeps_the_answers(trainings, by_reward_model, arguments, tmp_path):
@@ -135,7 +138,7 @@ def test_mistakes_are_told_in_one_line(trainings, arguments, reward_run, rating_
         ([*judged, "judge=world", f"benchmarks.mt_bench={tmp_path}/bad.jsonl"], "bad.jsonl:1: turns is not a list"),
         ([*judged, "judge=world", f"benchmarks.mt_bench={tmp_path}/none.jsonl"], "no such file"),
         ([*judged, "judge=world", "policy=/nowhere"], "/nowhere"),
-        (["task=controllability", "judge=endpoint"], "judge='endpoint': expected world or reward_model"),
+        (["task=grade", "judge=endpoint"], "judge='endpoint': expected world or reward_model"),
         ([*agreement, "judge=endpoint"], "compares two annotators"),
         ([*agreement, "judge=reward_model", f"reward={reward_run}"], "compares two annotators"),
     ]

@@ -24,8 +24,9 @@ def test_rewards_are_those_in_process_in_any_layout(trainings, start_service, re
     for ranks, layout in ((1, []), (4, ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true"])):
         job, url = start_service(*layout, ranks=ranks)
         found = trainings.run("rewards_of_service", url=url, rows=ROWS).results()[0]
-        for key in ("rewards", "parts"):
-            assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6), (layout, key)
+        for key in ("rewards", "parts"):  # in the same layout nothing but JSON lies between them
+            close = pytest.approx(expected[key], rel=1e-5 if layout else 0, abs=1e-6)
+            assert found[key] == close, (layout, key)
         assert found["obtained"] == expected["obtained"] and found["cut"] == 1
         assert told_to_end(trainings, job) == [0] * ranks, job.output()
         assert "everything that waited has been scored" in job.output()

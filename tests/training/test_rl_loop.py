@@ -87,6 +87,24 @@ def test_a_service_that_is_away_during_a_validation_costs_no_step(make, told):
     assert events == [("row", 1, False), ("written", 2), ("row", 2, False), ("found", 2), ("old removed",)]
 
 
+@pytest.mark.parametrize("refusal", ["Refused", "ServiceError", "ServiceUnavailable"])
+def test_a_step_that_its_service_refuses_leaves_the_last_one_saved(make, refusal):
+    from nemo_moslim.rollout import remote_score
+
+    loop, events = make(validate_every=100)
+    step = loop.train_step
+
+    def refused():
+        if loop.step == 1:
+            raise remote_score.Refused("no", 401) if refusal == "Refused" else getattr(remote_score, refusal)("no")
+        return step()
+
+    loop.train_step = refused
+    with pytest.raises(ValueError, match="no"):
+        loop.run()
+    assert events == [("row", 1, False), ("written", 1), ("found", 1), ("old removed",)]
+
+
 @pytest.mark.parametrize(("target", "used"), [(None, 0.05), (2.0, 0.7)])
 def test_a_resumed_kl_coef_is_the_controllers_or_the_configured_one(make, monkeypatch, tmp_path, target, used):
     from nemo_moslim.training import rl_loop

@@ -1,6 +1,7 @@
 """A policy's answers to the questions, kept as jsonl while they are made, so that a run that was cut short goes on.
 
-    OUTPUT/answers/NAME.jsonl   {"key", "turn", "prompt", "asked", "response", "tokens", "cut", "settings"} per answer
+    OUTPUT/answers/NAME.jsonl   {"key", "turn", "prompt", "asked", "response", "tokens", "cut", "settings"} per answer;
+                                a turn that was left out as too long: {…, "response": null, "dropped": long_prompts}
 
 `settings` is a digest of what the answers depend on (policy, sampling, seed, precision): rows of other settings stay in
 the file and are not used. An answer's random numbers follow from seed, question and turn alone, so that neither a
@@ -60,6 +61,7 @@ class AnswerFile:
         """
         self.path, self.settings, self.writes = path, settings, writes
         self.rows: dict[Place, dict[str, Any]] = {}
+        self.dropped: dict[Place, dict[str, Any]] = {}
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
@@ -69,7 +71,7 @@ class AnswerFile:
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: not JSON ({error}); mend the line or remove it") from error
             if row.get("settings") == settings:
-                self.rows[row["key"], row["turn"]] = row
+                self._keep([row])
 
     def answer_to(self, asked: Asked) -> dict[str, Any] | None:
         """The row that answers exactly this, or None."""
@@ -79,8 +81,8 @@ class AnswerFile:
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Keep rows; on rank 0 they are on disk when this returns."""
-        self.rows |= {(row["key"], row["turn"]): row for row in rows}
-        if not self.writes:
+        self._keep(rows)
+        if not self.writes or not rows:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
@@ -90,6 +92,17 @@ class AnswerFile:
                 if file.read(1) != b"\n":
                     file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+    def is_dropped(self, question: Question, turn: int, config: EvaluateConfig) -> bool:
+        """Whether exactly this turn was found too long before, with the same long_prompts."""
+        row = self.dropped.get((question.key, turn))
+        if row is None or row["dropped"] != config.long_prompts:
+            return False
+        return row["prompt"] == prompt_of(question, turn, self) and row["asked"] == levels_asked(question, config)
+
+    def _keep(self, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            (self.dropped if row.get("dropped") else self.rows)[row["key"], row["turn"]] = row
 
 
 class Interview:
@@ -113,14 +126,17 @@ class Interview:
         """
         dropped: set[Place] = set()
         for turn in range(1, max(len(question.turns) for question in questions) + 1):
-            todo = []
+            todo, marks = [], []
             for question in (q for q in questions if len(q.turns) >= turn):
                 follows = (question.key, turn - 1) not in dropped
                 asked = self._asked(name, question, turn, file) if follows else None
                 if asked is None:
                     dropped.add((question.key, turn))
+                    if follows and not file.is_dropped(question, turn, self.config):
+                        marks.append(self._mark(question, turn, file))
                 elif file.answer_to(asked) is None:
                     todo.append(asked)
+            file.add(marks)
             with progress(len(todo), f"{name}, turn {turn}") as advance:
                 for start in range(0, len(todo), self.batch):
                     part = todo[start : start + self.batch]
@@ -147,6 +163,12 @@ class Interview:
             return None
         return Asked((question.key, turn), prompt, preferences, cut=True)
 
+    def _mark(self, question: Question, turn: int, file: AnswerFile) -> dict[str, Any]:
+        """What is kept of a turn that is left out, so that it need not be measured again."""
+        return {"key": question.key, "turn": turn, "prompt": prompt_of(question, turn, file),
+                "asked": levels_asked(question, self.config), "response": None, "dropped": self.config.long_prompts,
+                "settings": file.settings}  # fmt: skip
+
     def _answers(self, name: str, part: Sequence[Asked], settings: str) -> list[dict[str, Any]]:
         rows = [{"prompt": asked.prompt, "preferences": asked.preferences} for asked in part]
         numbers = [_number(name, asked.place) for asked in part]
@@ -170,15 +192,28 @@ def prompt_of(question: Question, turn: int, file: AnswerFile) -> Prompt:
 
 def is_answered(questions: Sequence[Question], file: AnswerFile, config: EvaluateConfig) -> bool:
     """Whether the file has every answer, so that the policy need not be loaded; a shortened prompt counts with
-    long_prompts=cut_left alone."""
+    long_prompts=cut_left alone. A turn that was left out before, and those after it, need none."""
     for question in questions:
         for turn in range(1, len(question.turns) + 1):
+            if file.is_dropped(question, turn, config):
+                break
             row = file.rows.get((question.key, turn))
             if row is None or (row["cut"] and config.long_prompts != "cut_left"):
                 return False
             if row["prompt"] != prompt_of(question, turn, file) or row["asked"] != levels_asked(question, config):
                 return False
     return True
+
+
+def dropped_places(questions: Sequence[Question], file: AnswerFile, config: EvaluateConfig) -> set[Place]:
+    """The turns that were left out as too long, and those that would have followed them; all others are answered."""
+    dropped: set[Place] = set()
+    for question in questions:
+        for turn in range(1, len(question.turns) + 1):
+            if file.is_dropped(question, turn, config):
+                dropped |= {(question.key, later) for later in range(turn, len(question.turns) + 1)}
+                break
+    return dropped
 
 
 def levels_asked(question: Question, config: EvaluateConfig) -> dict[str, int]:

@@ -5,14 +5,17 @@ attack, or every one, came through.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_moslim.config import to_plain
 from nemo_moslim.console import table_console
 from nemo_moslim.evaluation.benchmarks.questions import Benchmark, Question
 from nemo_moslim.evaluation.bootstrap import bootstrap_mean
+from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.judging.verdicts import Verdicts, count_statuses
+from nemo_moslim.versions import package_versions
 
 Interval = Callable[[Sequence[float], Sequence[str]], dict[str, float | None]]  # of values and their questions
 
@@ -61,6 +64,21 @@ def benchmark_result(
     if any(entry.attacked is not None for entry in judged):
         result["attack_success"] = _split(judged, lambda entry: float(entry.attacked), wilson_share)
     return result
+
+
+def benchmarks_report(results: Mapping[str, Any], judge: Mapping[str, Any], config: EvaluateConfig) -> dict[str, Any]:
+    """What benchmarks.json holds.
+
+    Args:
+        results: `benchmark_result` by the benchmark's name.
+        judge: `Judge.report`.
+    """
+    return {
+        "policy": config.policy, "asked": config.asked, "row_tags": config.benchmarks.row_tags, "limit": config.limit,
+        "seed": config.seed, "generation": to_plain(config.generation), "judge": dict(judge),
+        "scales": {name: [rubric.lowest, rubric.highest] for name, rubric in config.rubrics.items()},
+        "versions": package_versions(), "benchmarks": dict(results),
+    }  # fmt: skip
 
 
 def wilson_share(hits: Sequence[float], clusters: Sequence[str]) -> dict[str, float | None]:

@@ -4,27 +4,41 @@ OUTPUT/answers/NAME.jsonl      what the policy said (evaluation/benchmarks/answe
 OUTPUT/judgments/NAME.jsonl    the same with scores, statuses and reasons per dimension
 OUTPUT/fastchat/POLICY.jsonl   MT-Bench's answers for FastChat's own judge (its data/mt_bench/model_answer/)
 OUTPUT/benchmarks.json         the numbers
+
+Judgments and numbers are those of the last judge; those of another one before it move to OUTPUT/judged_by/NAME/.
 """
 
+import hashlib
 import json
+import re
+import shutil
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nemo_moslim.config import to_plain
-from nemo_moslim.evaluation.benchmarks.answers import AnswerFile, Interview, Place, is_answered, settings_digest
+from nemo_moslim.evaluation.benchmarks.answers import (
+    AnswerFile,
+    Interview,
+    Place,
+    dropped_places,
+    is_answered,
+    settings_digest,
+)
 from nemo_moslim.evaluation.benchmarks.questions import Benchmark, Question, read_benchmarks, sampled
-from nemo_moslim.evaluation.benchmarks.results import Judged, benchmark_result, print_result
+from nemo_moslim.evaluation.benchmarks.results import Judged, benchmark_result, benchmarks_report, print_result
 from nemo_moslim.evaluation.fastchat import answers_for_fastchat
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.judging.open_judge import needs_ranks, open_judge
-from nemo_moslim.judging.verdicts import Answer, Judge
+from nemo_moslim.judging.verdicts import Answer, Judge, check_scored
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group, world_size
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.run_folder import write_atomically
 
 RESULT = "benchmarks.json"
+WHO = ("judge", "url", "model", "reward", "reads", "scripted", "parameters")  # of `Judge.report`: another judge
 
 
 def run_benchmarks(config: EvaluateConfig) -> None:
@@ -56,22 +70,27 @@ def run_benchmarks(config: EvaluateConfig) -> None:
         from nemo_moslim.parallel.start import start
 
         start(config.parallel, config.seed, config.cpu_threads)
-    dropped = answer_questions({name: asked[name] for name in unanswered}, files, schema, config)
+    answer_questions({name: asked[name] for name in unanswered}, files, schema, config)
     judge = judge or open_judge(config)
     if not judge.on_every_rank:
         leave_process_group()  # a server may take long: the other ranks need not wait
-    results = {}
+    results, verdicts = {}, []
     if judge.on_every_rank or is_rank_zero():
+        if is_rank_zero():
+            keep_other_judge(Path(config.output), judge.report())
         for benchmark in benchmarks:
             name = benchmark.name
-            judged = judge_answers(asked[name], files[name], dropped.get(name, set()), judge, benchmark, config)
-            results[name] = benchmark_result(benchmark, judged, len(dropped.get(name, ())),
+            dropped = dropped_places(asked[name], files[name], config)
+            judged = judge_answers(asked[name], files[name], dropped, judge, benchmark, config)
+            verdicts += [verdict for entry in judged for verdict in entry.verdicts.values()]
+            results[name] = benchmark_result(benchmark, judged, len(dropped),
                                              config.generation.max_new_tokens, config.bootstrap_samples,
                                              config.seed)  # fmt: skip
             if is_rank_zero():
                 write_judgments(judged, Path(config.output) / "judgments" / f"{name}.jsonl")
                 if name == "mt_bench":
                     write_for_fastchat(judged, config)
+        check_scored(verdicts)
     if is_rank_zero():
         write_results(results, judge, config)
     leave_process_group()
@@ -84,20 +103,19 @@ def dimensions_of(benchmark: Benchmark, config: EvaluateConfig) -> list[str]:
 
 def answer_questions(
     asked: dict[str, list[Question]], files: dict[str, AnswerFile], schema: PreferenceSchema, config: EvaluateConfig
-) -> dict[str, set[Place]]:
-    """Have the policy answer what the files lack; the turns left out as too long, by benchmark."""
+) -> None:
+    """Have the policy answer what the files lack."""
     if not asked:
-        return {}
+        return
     from nemo_moslim.rollout.answer import open_answerer
 
     answerer = open_answerer(config.policy, config.parallel, config.precision, config.generation)
     interview = Interview(answerer, schema, config, config.generation.batch_size * world_size())
-    started, dropped = time.perf_counter(), {}
+    started = time.perf_counter()
     for name, questions in asked.items():
-        dropped[name] = interview.run(name, questions, files[name])
+        interview.run(name, questions, files[name])
     if is_rank_zero():
         print(f"answered in {time.perf_counter() - started:.0f} s, kept in {config.output}/answers", flush=True)
-    return dropped
 
 
 def judge_answers(
@@ -122,6 +140,26 @@ def judge_answers(
     ]
     verdicts = judge.judge(answers, dimensions_of(benchmark, config))
     return [Judged(place[0], row, given) for place, row, given in zip(places, rows, verdicts, strict=True)]
+
+
+def keep_other_judge(output: Path, judge: Mapping[str, Any]) -> None:
+    """Move judgments and numbers that another judge left in `output` to a folder of that judge's."""
+    file = output / RESULT
+    if not file.is_file():
+        return
+    before = json.loads(file.read_text(encoding="utf-8")).get("judge", {})
+    who = {key: before.get(key) for key in WHO}
+    if who == {key: judge.get(key) for key in WHO}:
+        return
+    words = "-".join(str(value).rstrip("/").rsplit("/", 1)[-1] for value in who.values() if isinstance(value, str))
+    digest = hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:6]
+    folder = output / "judged_by" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', words)}-{digest}"
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier result of that judge, which its later one has replaced
+    folder.mkdir(parents=True)
+    if (output / "judgments").is_dir():
+        (output / "judgments").rename(folder / "judgments")
+    file.rename(folder / RESULT)
+    print(f"kept: what another judge made of these answers, in {folder}", flush=True)
 
 
 def write_judgments(judged: list[Judged], path: Path) -> None:
@@ -155,12 +193,7 @@ def write_for_fastchat(judged: list[Judged], config: EvaluateConfig) -> None:
 
 def write_results(results: dict[str, Any], judge: Judge, config: EvaluateConfig) -> None:
     """benchmarks.json and the tables on the terminal."""
-    report = {
-        "policy": config.policy, "asked": config.asked, "row_tags": config.benchmarks.row_tags, "limit": config.limit,
-        "seed": config.seed, "generation": to_plain(config.generation), "judge": judge.report(),
-        "scales": {name: [rubric.lowest, rubric.highest] for name, rubric in config.rubrics.items()},
-        "benchmarks": results,
-    }  # fmt: skip
+    report = benchmarks_report(results, judge.report(), config)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(output / RESULT, json.dumps(report, indent=2, allow_nan=False) + "\n")
