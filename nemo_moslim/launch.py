@@ -18,6 +18,7 @@ from pathlib import Path
 from nemo_moslim.console import quiet_libraries
 
 PRELOAD = ["nemo_moslim.preload"]
+STOP_SECONDS = 600  # that ranks get to end a step and save once they are told to stop; torchrun's own is 30
 HANDLED_BY_AGENT = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # while ranks run, they are passed on
 
 
@@ -37,7 +38,7 @@ def launch(script: Path, settings: Sequence[str], ranks: int) -> int:
         if ranks:
             return _fork_ranks(script, settings, ranks)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
-    environment = {"PYTHONWARNINGS": "ignore", **os.environ}
+    environment = {"PYTHONWARNINGS": "ignore", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOP_SECONDS), **os.environ}
     if ranks:
         environment.setdefault("OMP_NUM_THREADS", "1")  # torchrun warns without it
     command = [sys.executable, *launcher, str(script), *settings]
@@ -67,7 +68,7 @@ def _fork_ranks(script: Path, settings: Sequence[str], ranks: int) -> int:
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0, run_id="recipe", start_method="forkserver",
-        signals_to_handle=",".join(HANDLED_BY_AGENT),
+        signals_to_handle=",".join(HANDLED_BY_AGENT), shutdown_timeout=STOP_SECONDS,
     )  # fmt: skip
     handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, HANDLED_BY_AGENT)}
     try:

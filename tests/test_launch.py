@@ -12,7 +12,7 @@ from nemo_moslim import launch as launching
 from nemo_moslim.launch import launch
 
 SCRIPT = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 sys.path.remove(__file__.rpartition("/")[0])  # a script's folder is on the path
 rank = int(os.environ.get("RANK", -1))
 words = {name: os.environ.get(name) for name in ("WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")}
@@ -25,7 +25,8 @@ if "raise" in sys.argv and rank == 1:
 if "kill" in sys.argv and rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 if "wait" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: (open(f"{sys.argv[1]}/asked{rank}", "w"), sys.exit(0)))
+    save = lambda *_: (time.sleep(1), open(f"{sys.argv[1]}/saved{rank}", "w"), sys.exit(0))
+    signal.signal(signal.SIGTERM, save)
     open(f"{sys.argv[1]}/ready{rank}", "w")
     signal.pause()
 """
@@ -88,8 +89,9 @@ def test_a_bug_keeps_its_traceback(script, tmp_path):
     assert process.returncode == 1 and "RuntimeError: a bug" in errors and "script.py" in errors
 
 
-def test_a_request_to_stop_reaches_forked_ranks(script, tmp_path):
-    """As a scheduler does it: SIGTERM to the recipe alone."""
+def test_a_request_to_stop_reaches_forked_ranks_which_have_time_to_save(script, tmp_path, monkeypatch):
+    """As a scheduler does it: SIGTERM to the recipe alone. torchrun's own patience, here none, is too short."""
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "0")
     if not launching.can_fork():
         pytest.skip("torchrun is a process of its own, which schedulers signal too")
     process = caller(tmp_path, script, "wait")
@@ -99,5 +101,5 @@ def test_a_request_to_stop_reaches_forked_ranks(script, tmp_path):
         time.sleep(0.05)
     process.terminate()
     process.communicate(timeout=60)
-    assert all((tmp_path / f"asked{rank}").exists() for rank in (0, 1))
+    assert all((tmp_path / f"saved{rank}").exists() for rank in (0, 1))
     assert process.returncode == 256 - signal.SIGTERM

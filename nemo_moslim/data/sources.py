@@ -27,13 +27,16 @@ _BLOCK = 1 << 18
 
 @dataclass(slots=True)
 class SourceRow:
-    """One row: where it is from, and its columns (``row``) or why it could not be read (``error``, with ``raw``)."""
+    """One row: where it is from, and its columns (``row``) or why it could not be read (``error``, with ``raw``).
+
+    ``raw`` is what is known of such a row: its text, or the columns of a parquet row, broken text in them escaped.
+    """
 
     file: str
-    line: int  # 1-based line of a text file, row of parquet or of a hub data set
+    line: int  # 1-based line of a text file (of csv the row's first), row of parquet or of a hub data set
     row: dict[str, Any] | None
     error: RowError | None = None
-    raw: str | None = None
+    raw: str | dict[str, Any] | None = None
     text_numbers: bool = False  # a csv: numbers are text, an empty cell is no value
 
 
@@ -142,27 +145,37 @@ def _read_text(source: str, stream: BinaryIO) -> Iterator[SourceRow]:
 def _read_csv(source: str, stream: BinaryIO) -> Iterator[SourceRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(lines)
-    header = next(reader, None)
+    raw: list[str] = []  # the lines of the row at hand
+
+    def recorded() -> Iterator[str]:
+        for line in lines:
+            raw.append(line)
+            yield line
+
+    reader = csv.reader(recorded(), strict=True)  # else an unclosed quote makes one cell of the rest of the file
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise ValueError(f"{source}: its first line, the columns' names, is not CSV: {error}") from error
     if not header:
         raise ValueError(f"{source}: empty csv file; its first line must name the columns")
     if len(set(header)) != len(header):
         raise ValueError(f"{source}: a column is named twice: {', '.join(header)}")
     while True:
+        raw.clear()
+        number = reader.line_num + 1
         try:
             cells = next(reader, None)
-        except csv.Error as failure:
-            yield SourceRow(source, reader.line_num, None, RowError("not CSV", str(failure)))
+            if cells and len(cells) != len(header):
+                raise RowError("wrong number of columns", f"{len(cells)} cells, {len(header)} columns in the header")
+        except (csv.Error, RowError) as failure:
+            error = failure if isinstance(failure, RowError) else RowError("not CSV", str(failure))
+            yield SourceRow(source, number, None, error, "".join(raw).rstrip("\r\n"))
             continue
         if cells is None:
             return
-        if not cells:
-            continue
-        if len(cells) != len(header):
-            error = RowError("wrong number of columns", f"{len(cells)} cells, {len(header)} columns in the header")
-            yield SourceRow(source, reader.line_num, None, error, ",".join(cells))
-            continue
-        yield SourceRow(source, reader.line_num, dict(zip(header, cells, strict=True)), text_numbers=True)
+        if cells:
+            yield SourceRow(source, number, dict(zip(header, cells, strict=True)), text_numbers=True)
 
 
 def _read_parquet(source: str) -> Iterator[SourceRow]:
@@ -173,27 +186,34 @@ def _read_parquet(source: str) -> Iterator[SourceRow]:
     try:
         with pyarrow.parquet.ParquetFile(source) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in _batch_rows(batch):
+                for row, error in _batch_rows(batch):
                     number += 1
-                    if isinstance(row, RowError):
-                        yield SourceRow(source, number, None, row)
-                    else:
+                    if error is None:
                         yield SourceRow(source, number, row)
+                    else:
+                        yield SourceRow(source, number, None, error, row)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{source}: damaged parquet file after row {number}: {error}") from error
 
 
-def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | RowError]:
+def _batch_rows(batch: Any) -> Iterator[tuple[dict[str, Any], RowError | None]]:
+    """Rows of a record batch; one with broken text has its error beside it, and its columns as far as they are read."""
     try:
-        yield from batch.to_pylist()
-        return
+        rows = batch.to_pylist()
     except UnicodeDecodeError:
-        pass
+        rows = None
+    if rows is not None:
+        yield from ((row, None) for row in rows)
+        return
     for index in range(batch.num_rows):  # some cell is no text: find which
-        try:
-            yield batch.slice(index, 1).to_pylist()[0]
-        except UnicodeDecodeError as error:
-            yield RowError("not UTF-8", f"byte {error.start} of a text cell")
+        row, error = {}, None
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                row[name] = column[index].as_py()
+            except UnicodeDecodeError as failure:
+                error = RowError("not UTF-8", f"byte {failure.start} of a text cell")
+                row[name] = failure.object.decode("utf-8", "backslashreplace")
+        yield row, error
 
 
 def _read_hub(name: str, split: str, config: str | None) -> Iterator[SourceRow]:
@@ -202,12 +222,19 @@ def _read_hub(name: str, split: str, config: str | None) -> Iterator[SourceRow]:
     try:
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # datasets raises many kinds; all mean that the name, split or network is at fault
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"cannot open {name!r}: neither a file nor a data set of the hub with the split {split!r}: {reason}"
+            f"cannot open {name!r}: neither a file nor a data set of the hub with the split {split!r}: {_reason(error)}"
         ) from error
-    for number, row in enumerate(rows, 1):
-        yield SourceRow(name, number, dict(row))
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            yield SourceRow(name, number, dict(row))
+    except Exception as error:  # as many kinds: a damaged file, columns that change their type, a lost connection
+        raise ValueError(f"{name}: cannot be read after row {number} of the split {split!r}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def count_rows(source: str) -> int | None:

@@ -72,11 +72,23 @@ def _fit_head(train: list[str], truth: NDArray[np.integer], texts: Sequence[str]
     if len(seen) == 1:
         result[:, seen[0] - 1] = 1.0
         return result
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
     from sklearn.linear_model import LogisticRegression
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), max_features=MAX_FEATURES, sublinear_tf=True)
+    counter, weights = CountVectorizer(ngram_range=(1, 2)), TfidfTransformer(sublinear_tf=True)
+    counts = counter.fit_transform(train)
+    kept = most_frequent(counts.sum(0).A1, MAX_FEATURES)
     classifier = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=MAX_ITERATIONS)
-    classifier.fit(vectorizer.fit_transform(train), truth)
-    result[:, classifier.classes_ - 1] = classifier.predict_proba(vectorizer.transform(texts))
+    classifier.fit(weights.fit_transform(counts[:, kept]), truth)
+    chosen = weights.transform(counter.transform(texts)[:, kept])
+    result[:, classifier.classes_ - 1] = classifier.predict_proba(chosen)
     return result
+
+
+def most_frequent(counts: NDArray[np.integer], limit: int) -> NDArray[np.integer]:
+    """The columns, ascending, of the `limit` terms that occur most; `counts` [terms] in the terms' alphabetical order.
+
+    Of terms that occur as often as each other the first in the alphabet are kept. (`max_features` of scikit-learn
+    leaves these ties to a sort that is not stable: to the machine.)
+    """
+    return np.sort(np.argsort(-counts, kind="stable")[:limit])

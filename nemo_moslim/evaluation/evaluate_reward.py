@@ -9,7 +9,7 @@ from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
 from nemo_moslim.data.ratings import load_ratings
 from nemo_moslim.data.reward_dataset import RewardDataset
 from nemo_moslim.evaluation.plots import save_confusion_plot, save_reliability_plot
-from nemo_moslim.evaluation.reward_accuracy import hard_labels, reward_metrics
+from nemo_moslim.evaluation.reward_accuracy import hard_labels, most_frequent_levels, reward_metrics
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
@@ -33,6 +33,10 @@ def evaluate_reward(config: EvaluateConfig) -> None:
     model, tokenizer = open_reward_model(config.run, config.parallel, config.precision)
     schema = model.config.schema
     ratings = load_ratings(config.data, schema)
+    majority_classes = None
+    if config.train:
+        learnt = hard_labels([row["labels"] for row in load_ratings(config.train, schema)], schema)
+        majority_classes = most_frequent_levels(learnt, schema)
     encoder = ChatEncoder(load_tokenizer(tokenizer))
     multiple = TOKEN_MULTIPLE * (config.parallel.tensor if config.parallel.sequence else 1)
     dataset = RewardDataset.build(
@@ -42,7 +46,9 @@ def evaluate_reward(config: EvaluateConfig) -> None:
     if is_rank_zero():
         kept = [ratings[i]["labels"] for i in dataset.rows.kept]
         sources = dataset.sources if any(dataset.sources) else None
-        metrics = reward_metrics(probabilities, hard_labels(kept, schema), schema, model.config.loss, sources, None)
+        metrics = reward_metrics(
+            probabilities, hard_labels(kept, schema), schema, model.config.loss, sources, majority_classes
+        )
         save_predictions(config.output, probabilities, dataset.rows.kept)
         metrics["measured"] = {"run": config.run, "data": config.data}
         metrics["rows"] = {"scored": len(dataset), "cut": dataset.rows.cut, "dropped": dataset.rows.dropped}
@@ -89,6 +95,7 @@ def print_metrics(metrics: dict, schema) -> None:
         table.add_row(dimension.name, str(row["n"]), *("-" if cell is None else f"{cell:.4f}" for cell in cells))
     console = Console()
     console.print(table)
-    for key in ("preference_accuracy", "intensity_accuracy"):
-        value = metrics[key]
-        console.print(f"{key.replace('_', ' ')}: {'-' if value is None else f'{value:.4f}'}")
+    for kind in ("preference", "intensity"):
+        values = [metrics[f"{kind}_{what}"] for what in ("accuracy", "majority")]
+        accuracy, majority = ("-" if value is None else f"{value:.4f}" for value in values)
+        console.print(f"{kind} accuracy: {accuracy} (majority {majority})")

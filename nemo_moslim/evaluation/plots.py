@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_moslim.evaluation.reward_accuracy import TABLE1_KEYS
 from nemo_moslim.preferences import PreferenceSchema
 
 if TYPE_CHECKING:
@@ -77,10 +78,10 @@ def save_reliability_plot(
 
 
 def table1_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """MOSLIM's Table 1: a line per model, a Preference and an Intensity column per DataType.
+    """MOSLIM's Table 1: a line per model, Preference and Intensity per DataType, beside each what the majority gets.
 
     Args:
-        rows: mappings with `model`, `datatype`, and the accuracies `preference` and `intensity` (None = undefined).
+        rows: mappings with `model`, `datatype`, and the accuracies of `TABLE1_KEYS` (None = undefined).
             Models and DataTypes keep the order in which they first occur; a pair that is missing is left blank.
 
     Raises:
@@ -104,16 +105,17 @@ def table1_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _table1(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Header and lines; a cell is a number, None (undefined) or "" (no such pair)."""
-    cells: dict[tuple[str, str], tuple[Any, Any]] = {}
+    cells: dict[tuple[str, str], list[Any]] = {}
     for row in rows:
         key = (str(row["model"]), str(row["datatype"]))
         if key in cells:
             raise ValueError(f"table 1: model {key[0]!r} with {key[1]!r} is given twice; give each pair once")
-        cells[key] = (row["preference"], row["intensity"])
+        cells[key] = [row[name] for name in TABLE1_KEYS]
     models = list(dict.fromkeys(model for model, _ in cells))
     datatypes = list(dict.fromkeys(datatype for _, datatype in cells))
-    header = ["Model"] + [f"{datatype} {what}" for datatype in datatypes for what in ("Preference", "Intensity")]
-    lines = [[model, *(v for d in datatypes for v in cells.get((model, d), ("", "")))] for model in models]
+    names = [key.removesuffix("_accuracy").replace("_", " ").capitalize() for key in TABLE1_KEYS]
+    header = ["Model"] + [f"{datatype} {name}" for datatype in datatypes for name in names]
+    lines = [[model, *(v for d in datatypes for v in cells.get((model, d), [""] * len(names)))] for model in models]
     return header, lines
 
 

@@ -19,7 +19,8 @@ from nemo_moslim.preferences import PreferenceSchema
 
 ECE_BINS = 15
 SUM_TOLERANCE = 1e-3  # how far from one the given probabilities may sum
-RESERVED = ("preference_accuracy", "intensity_accuracy", "per_source")  # keys beside the dimensions in the result
+TABLE1_KEYS = ("preference_accuracy", "preference_majority", "intensity_accuracy", "intensity_majority")
+RESERVED = (*TABLE1_KEYS, "per_source")  # keys beside the dimensions in the result
 
 
 def reward_metrics(
@@ -41,7 +42,8 @@ def reward_metrics(
         schema: the dimensions, in head order.
         loss: `per_head` (each head sums to one), `joint` or `aligned` (all classes sum to one).
         sources: B strings that group the rows, or None.
-        majority_classes: dimension -> the training set's most frequent level; adds `majority_train`.
+        majority_classes: dimension -> the training set's most frequent level (`most_frequent_levels`); adds
+            `majority_train`.
 
     Returns:
         Per dimension name: `accuracy`; `majority`, the accuracy of always answering the most frequent level of these
@@ -49,10 +51,12 @@ def reward_metrics(
         predictions; `spearman`, of the expected level with the label; `ece`, with 15 equal bins of the top level's
         probability; `n` labelled rows; `confusion` [K][K], true level by predicted level; `per_level`, keyed by
         level, with `n`, `predicted`, `precision`, `recall`, `f1`; `reliability`, the bins of the ECE.
-        `intensity_accuracy`: share of labelled (row, head) pairs whose level is exact (Table 1, Intensity).
+        `intensity_accuracy`: share of labelled (row, head) pairs whose level is exact (Table 1, Intensity);
+        `intensity_majority`: that of always answering each head's most frequent level of these rows.
         `preference_accuracy`: share of rows with exactly one label whose dimension holds the highest of all C
         probabilities (Table 1, Preference); None without such rows. With `per_head` the heads do not compete in
-        training, so heads with few levels win easily: compare it across models of one loss only.
+        training, so heads with few levels win easily: compare it across models of one loss only;
+        `preference_majority`: that of always answering the dimension that labels most of these rows.
         `per_source`: source -> the same numbers without `confusion`, `per_level` and `reliability`.
 
     Raises:
@@ -108,6 +112,12 @@ def hard_labels(labels: Sequence[Mapping[str, Any]], schema: PreferenceSchema) -
     return hard
 
 
+def most_frequent_levels(labels: NDArray[np.integer], schema: PreferenceSchema) -> dict[str, int]:
+    """Dimension -> the most frequent level in [B, N] levels (0 = unlabelled), of a tie the lowest; where it has any."""
+    counts = {name: np.bincount(labels[:, head])[1:] for head, name in enumerate(schema.names)}
+    return {name: int(count.argmax()) + 1 for name, count in counts.items() if len(count)}
+
+
 def predicted_levels(probabilities: NDArray[np.floating], schema: PreferenceSchema) -> NDArray[np.int64]:
     """[B, N]: the most probable level inside each head of [B, C] probabilities; of a tie, the lowest."""
     heads = [np.asarray(probabilities)[:, schema.slices[name]].argmax(-1) + 1 for name in schema.names]
@@ -161,8 +171,13 @@ def _group_metrics(
     single = labelled.sum(-1) == 1
     head_of_class = np.repeat(np.arange(len(schema.names)), [schema.dimension(name).levels for name in schema.names])
     winner = head_of_class[probabilities[single].argmax(-1)]
-    result["preference_accuracy"] = _mean(winner == labelled[single].argmax(-1))
+    asked = labelled[single].argmax(-1)
+    levels = most_frequent_levels(labels, schema)
+    majority = np.array([levels.get(name, 0) for name in schema.names])
+    result["preference_accuracy"] = _mean(winner == asked)
+    result["preference_majority"] = _mean(asked == np.bincount(asked, minlength=1).argmax())
     result["intensity_accuracy"] = _mean(exact)
+    result["intensity_majority"] = _mean((majority == labels)[labelled])
     return result
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from nemo_moslim.evaluation.plots import table1_csv, table1_markdown
+from nemo_moslim.evaluation.reward_accuracy import TABLE1_KEYS
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.run_folder import write_atomically
 
@@ -12,7 +13,7 @@ def write_table1(config: EvaluateConfig) -> None:
     """Read `runs` = [MODEL:DATATYPE:FILE.json,…], write `output` as markdown and a csv beside it, and print the table.
 
     Raises:
-        ValueError: no output, no runs, or an entry that is not MODEL:DATATYPE:FILE.
+        ValueError: no output, no runs, an entry that is not MODEL:DATATYPE:FILE, or a file of another task or of old.
     """
     if not config.output or not config.runs:
         raise ValueError("task=table1 needs runs=[MODEL:DATATYPE:FILE.json,…] and output=FILE.md")
@@ -23,12 +24,13 @@ def write_table1(config: EvaluateConfig) -> None:
         if not file or not datatype.isdigit():
             raise ValueError(f"runs: {entry!r} is not MODEL:DATATYPE:FILE.json with a number as DATATYPE")
         metrics = json.loads(Path(file).read_text())
+        if lost := [key for key in TABLE1_KEYS if key not in metrics]:
+            raise ValueError(f"runs: {file} has no {', '.join(lost)}: measure it again with task=reward")
         rows.append(
             {
                 "model": model,
                 "datatype": int(datatype),
-                "preference": metrics["preference_accuracy"],
-                "intensity": metrics["intensity_accuracy"],
+                **{key: metrics[key] for key in TABLE1_KEYS},
             }
         )
     output = Path(config.output)

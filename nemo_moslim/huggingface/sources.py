@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 
-from nemo_moslim.huggingface.architecture import architecture_from_hf, read_config
+from nemo_moslim.huggingface.architecture import SETTINGS_KEY, architecture_from_hf, read_config
 from nemo_moslim.huggingface.load_backbone import load_backbone
 from nemo_moslim.huggingface.safetensors_folder import SafetensorsFolder
-from nemo_moslim.models.initial_weights import RunSource, Source, sizes_of
+from nemo_moslim.models.initial_weights import Heads, RunSource, Source, sizes_of
 from nemo_moslim.models.token_head import find_head
+from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.run_folder import is_run, resolve_checkpoint
 
 
@@ -25,6 +26,15 @@ def open_source(path: str, key: str = "model.init") -> Source:
     raise ValueError(f"{key}={path}: neither a run directory (checkpoints/) nor a Hugging Face folder (config.json)")
 
 
+def exported_heads(config: dict) -> Heads | None:
+    """What config.json of an exported reward model says of its heads; None in that of any other model."""
+    settings = config.get(SETTINGS_KEY) or {}
+    if not {"preferences", "loss"} <= set(settings):
+        return None
+    entries = {d["name"]: {k: v for k, v in d.items() if k != "name"} for d in settings["preferences"]}
+    return Heads(PreferenceSchema.from_dict(entries), settings["loss"])
+
+
 class HuggingFaceSource:
     """A Hugging Face folder as the start of a model (see models/initial_weights.py)."""
 
@@ -34,6 +44,7 @@ class HuggingFaceSource:
         self.architecture = architecture_from_hf(self.config)
         self.max_length = self.config["max_position_embeddings"]
         self.tokenizer_folder = folder
+        self.heads = exported_heads(self.config)
 
     def sizes(self) -> dict:
         return sizes_of(self.architecture)
@@ -43,11 +54,14 @@ class HuggingFaceSource:
         return f"{config['architectures'][0]}, {config['num_hidden_layers']} layers of {config['hidden_size']}"
 
     def load_into(self, module: torch.nn.Module) -> None:
-        """Backbone always; the vocabulary layer where the model has one.
+        """See `Source`; the vocabulary layer where the model has one.
 
         Raises:
             ValueError: a language model asked to start from a folder without a vocabulary layer.
         """
         tensors = SafetensorsFolder(self.folder)
-        has_heads = find_head(module) is not None
-        load_backbone(module, tensors, self.architecture, skip_output=has_heads)
+        head = find_head(module)
+        load_backbone(module, tensors, self.architecture, skip_output=head is not None)
+        if head is not None and self.heads and self.heads == Heads.of(module.config):
+            with torch.no_grad():
+                head.weight.copy_(tensors["score.weight"])

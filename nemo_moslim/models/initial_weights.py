@@ -1,5 +1,6 @@
 """Where a model's first weights come from: another run's checkpoint or a Hugging Face folder, into any layout."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -7,6 +8,7 @@ import torch
 
 from nemo_moslim.models.backbone import architecture_of
 from nemo_moslim.models.token_head import find_head
+from nemo_moslim.preferences import PreferenceSchema
 
 SIZES = {
     "family": "family",
@@ -25,12 +27,30 @@ SIZES = {
 SAVED_PREFIX = "module."  # under which NeMo's strategy saves the model
 
 
+@dataclass(frozen=True)
+class Heads:
+    """What a reward model's heads were trained for: two with the same mean the same by a row of their weights."""
+
+    schema: PreferenceSchema
+    loss: str
+
+    @classmethod
+    def of(cls, config) -> "Heads | None":
+        """Those of a model's configuration; None where it is no reward model's."""
+        return cls(config.schema, config.loss) if hasattr(config, "preferences") else None
+
+    def __str__(self) -> str:
+        entries = self.schema.to_dict().items()
+        return f"loss={self.loss}, " + ", ".join(f"{name}: {entry}" for name, entry in entries)
+
+
 class Source(Protocol):
     """A place that gives an architecture, its weights and its tokenizer."""
 
     architecture: dict
     max_length: int
     tokenizer_folder: Path
+    heads: Heads | None  # of a reward model
 
     def sizes(self) -> dict:
         """Family and sizes under the names of conf/model."""
@@ -39,7 +59,10 @@ class Source(Protocol):
         """One line for the log."""
 
     def load_into(self, module: torch.nn.Module) -> None:
-        """Fill this rank's part of the backbone; a reward model's heads keep their own start."""
+        """Fill this rank's part of the backbone, and heads where the source has those of the same dimensions and loss.
+
+        Other heads keep their own start, and statistics always do: they are of the rows of a training.
+        """
 
 
 def sizes_of(architecture: dict) -> dict:
@@ -68,6 +91,7 @@ class RunSource:
         self.config = io.load_context(checkpoint / "context", subpath="model.config")
         self.architecture = architecture_of(self.config)
         self.max_length = self.config.seq_length
+        self.heads = Heads.of(self.config)
         self.tokenizer_folder = tokenizer_folder(checkpoint)
 
     def sizes(self) -> dict:
@@ -77,21 +101,20 @@ class RunSource:
         return f"{self.checkpoint.name}, {self.config.num_layers} layers of {self.config.hidden_size}"
 
     def load_into(self, module: torch.nn.Module) -> None:
-        """Backbone weights only where the checkpoint and the model differ in their last layer.
-
-        A vocabulary layer is never read into the head of a reward model or critic, nor the other way round.
+        """See `Source`. A vocabulary layer is never read into heads, nor the other way round.
 
         Raises:
             ValueError: a language model asked to start from a reward model, which has no vocabulary layer.
         """
         has_heads = find_head(module) is not None
-        from_heads = hasattr(self.config, "preferences")
-        if from_heads and not has_heads and module.post_process:
+        if self.heads and not has_heads and module.post_process:
             raise ValueError(
                 f"model.init={self.checkpoint}: a reward model has no vocabulary layer to start a language "
                 "model from; give a language model"
             )
         skip = ("output_layer.",) if has_heads else ()
+        if self.heads and self.heads == Heads.of(module.config):
+            skip = ("output_layer.statistics_",)
         load_weights(module, self.checkpoint, skip)
 
 

@@ -11,7 +11,7 @@ from nemo_moslim.functional.statistics import RunningStatistics
 from nemo_moslim.huggingface.architecture import SETTINGS_KEY, architecture_from_hf, read_config
 from nemo_moslim.huggingface.load_backbone import load_backbone
 from nemo_moslim.huggingface.safetensors_folder import SafetensorsFolder
-from nemo_moslim.huggingface.sources import open_source
+from nemo_moslim.huggingface.sources import exported_heads, open_source
 from nemo_moslim.models.backbone import BackboneConfig, architecture_of, recompute_settings
 from nemo_moslim.models.critic import CriticConfig, CriticModel
 from nemo_moslim.models.initial_weights import load_weights, tokenizer_folder
@@ -166,12 +166,12 @@ def _from_hugging_face(folder: Path):
     lost = set(RunningStatistics._fields) - set(settings.get("statistics", {}))
     if missing or lost:
         raise ValueError(f"{folder}: config.json {SETTINGS_KEY!r} lacks {sorted(missing | lost)}; export it again")
-    architecture = architecture_from_hf(hf)
+    architecture, heads = architecture_from_hf(hf), exported_heads(hf)
     config = RewardModelConfig(
         **{**architecture, "share_embeddings_and_output_weights": False},
         seq_length=hf["max_position_embeddings"],
-        preferences={d["name"]: {k: v for k, v in d.items() if k != "name"} for d in settings["preferences"]},
-        loss=settings["loss"],
+        preferences=heads.schema.to_dict(),
+        loss=heads.loss,
         std_floor=settings["std_floor"],
     )
     tensors = SafetensorsFolder(folder)

@@ -26,7 +26,7 @@ from nemo_moslim.functional.classification import check_levels_for_loss
 from nemo_moslim.huggingface.sources import open_source
 from nemo_moslim.model_config import ModelConfig
 from nemo_moslim.models.backbone import backbone_settings, dispatch_settings, run_settings
-from nemo_moslim.models.initial_weights import Source, tokenizer_folder
+from nemo_moslim.models.initial_weights import Heads, Source, tokenizer_folder
 from nemo_moslim.models.policy import PolicyConfig, PolicyModel
 from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
 from nemo_moslim.models.summed_loss import SummedLossModel
@@ -214,6 +214,7 @@ class SupervisedSetup:
         resumable = list_checkpoints(run_dir, with_optimizer=True)
         if self.source and not resumable:
             model.load_initial_weights = self.source.load_into
+            self._announce_heads(Heads.of(model_config))
         data = StepDataModule(train, validation, config.batch, config.model.max_length, config.trainer.seed)
         steps = map(data.plan.step, range(PADDING_STEPS))
         padding = padding_share(train.lengths, steps, train.pad_multiple, config.batch.packing)
@@ -240,6 +241,11 @@ class SupervisedSetup:
             summary |= {"packing": {"packs": len(train), "fill_rate": round(train.packs.fill_rate, 4)}}
         write_summary(config.run_dir, trainer, telemetry, summary)
         leave_process_group()
+
+    def _announce_heads(self, heads: Heads | None) -> None:
+        before = self.source.heads
+        if heads and before and heads != before and is_rank_zero():
+            print(f"heads begin anew: model.init has {before}; this run {heads}", flush=True)
 
     def _announce(self, train, validation, padding: float, resumable: list[Path]) -> None:
         rows = train.rows

@@ -264,6 +264,15 @@ def test_columns_that_json_cannot_hold(tmp_path):
         run("task=ratings", f"input={tmp_path / 'b.parquet'}", f"output={tmp_path / 'out'}", "validation=0")
 
 
+def test_quarantine_keeps_what_was_read(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,response\np,r\nq,"s\nt,u\n')
+    manifest = run("task=sft", f"input={tmp_path / 'a.csv'}", f"output={tmp_path / 'out'}", "validation=0",
+                   "on_bad_row=quarantine")  # fmt: skip
+    assert manifest["rows"]["train"] == 1 and manifest["reasons"] == {"not CSV": 1}
+    (entry,) = lines(tmp_path / "out" / "quarantine.jsonl")
+    assert (entry["line"], entry["row"]) == (3, 'q,"s\nt,u')
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

@@ -54,12 +54,27 @@ def test_csv(tmp_path):
     found = list(read_rows(str(path)))
     assert found[0].row == {"prompt": 'a, "b"\nc', "score": "4"} and found[0].text_numbers
     assert found[1].row == {"prompt": "é", "score": ""}
-    assert found[2].error.kind == "wrong number of columns" and found[2].line == 5
+    assert found[2].error.kind == "wrong number of columns" and found[2].raw == "short"
+    assert [row.line for row in found] == [2, 4, 5, 6]
     assert found[3].row["prompt"] == "\udcff"  # refused later, as text that is not valid Unicode
     for text, match in (("", "empty csv"), ("a,a\n1,2\n", "named twice")):
         path.write_text(text)
         with pytest.raises(ValueError, match=match):
             rows_of(path)
+
+
+def test_a_quote_that_is_not_closed_swallows_no_row_in_silence(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,score\np,1\nq,"2\nr,3\ns,4\n')
+    good, bad = read_rows(str(path))
+    assert good.row == {"prompt": "p", "score": "1"}
+    assert (bad.row, bad.line, bad.error.kind, bad.raw) == (None, 3, "not CSV", 'q,"2\nr,3\ns,4')
+    path.write_text('prompt,score\n"p"x,1\nq,2\n')  # and text after a closing one
+    bad, good = read_rows(str(path))
+    assert (bad.line, bad.error.kind, bad.raw) == (2, "not CSV", '"p"x,1') and good.row["prompt"] == "q"
+    path.write_text('"prompt,score\np,1\n')
+    with pytest.raises(ValueError, match="the columns' names, is not CSV"):
+        rows_of(path)
 
 
 def test_parquet(tmp_path):
@@ -78,10 +93,13 @@ def test_parquet_with_broken_text(tmp_path):
     broken = pyarrow.Array.from_buffers(
         pyarrow.string(), 3, pyarrow.array([b"a", b"\xff", b"c"]).buffers()
     )  # a string column whose second cell is no UTF-8
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": broken}), path)
+    turns = pyarrow.ListArray.from_arrays([0, 1, 2, 3], broken)
+    table = pyarrow.table({"prompt": broken, "turns": turns, "score": [1, 2, 3]})
+    pyarrow.parquet.write_table(table, path)
     found = list(read_rows(str(path)))
-    assert [row.row for row in found] == [{"prompt": "a"}, None, {"prompt": "c"}]
+    assert [row.row and row.row["prompt"] for row in found] == ["a", None, "c"]
     assert found[1].error.kind == "not UTF-8" and found[1].line == 2
+    assert found[1].raw == {"prompt": "\\xff", "turns": "\\xff", "score": 2}
 
 
 def test_what_is_not_a_source(tmp_path):
@@ -104,3 +122,18 @@ def test_data_sets_are_streamed_through_datasets(tmp_path, monkeypatch):
     assert rows_of(folder) == ROWS
     with pytest.raises(ValueError, match="data set of the hub with the split 'other'"):
         list(read_rows(str(folder), hub_split="other"))
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [('{"prompt": "x", "sc', "JSON"), ('{"prompt": 5, "score": "t"}', "'t'"), ('{"other": 1}', "Couldn't cast")],
+)
+def test_a_data_set_that_breaks_midway_ends_in_one_message(tmp_path, monkeypatch, second, reason):
+    """Whatever `datasets` raises: text that is no JSON, another type, other columns."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train-0.jsonl").write_text("".join(json.dumps({"prompt": "p", "score": n}) + "\n" for n in range(3)))
+    (folder / "train-1.jsonl").write_text(second + "\n")
+    with pytest.raises(ValueError, match=f"set: cannot be read after row 3 .*{reason}"):
+        rows_of(folder)

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from nemo_moslim.evaluation import baseline_text
 from nemo_moslim.evaluation.against_text_baseline import compare_head, head_line
-from nemo_moslim.evaluation.baseline_text import row_text, text_baseline
+from nemo_moslim.evaluation.baseline_text import most_frequent, row_text, text_baseline
 from nemo_moslim.evaluation.reward_accuracy import reward_metrics
 from nemo_moslim.preferences import Dimension, PreferenceSchema
 
@@ -44,6 +45,21 @@ def test_a_level_never_seen_gets_no_probability():
     probabilities = text_baseline(train, make_rows(3, 5), SCHEMA)
     assert np.array_equal(probabilities[:, 2], np.zeros(5))
     assert np.allclose(probabilities[:, :2].sum(1), 1.0)
+
+
+def test_ties_for_the_last_features_go_by_the_alphabet(monkeypatch):
+    """scikit-learn's own max_features breaks them by a sort that is not stable."""
+    counts = np.ones(5000, dtype=int)
+    counts[[4999, 17]] = 2, 3
+    assert most_frequent(counts, 6).tolist() == [0, 1, 2, 3, 17, 4999]
+    assert most_frequent(counts, 9000).tolist() == list(range(5000))
+    # Each of 300 words occurs once; the first of the alphabet, "a000", is all that a limit of one leaves of them.
+    monkeypatch.setattr(baseline_text, "MAX_FEATURES", 1)
+    words = [f"a{number:03}" for number in range(300)]
+    train = [{"prompt": "?", "response": word, "labels": {"safe": 1 + (word == "a000")}} for word in words[::-1]]
+    asked = [{"prompt": "?", "response": word} for word in words[:3]]
+    known, other, third = text_baseline(train, asked, SCHEMA)[:, 4]
+    assert known > 2 * other and other == third
 
 
 def test_one_level_in_training_is_certain():

@@ -7,16 +7,19 @@ import pytest
 from matplotlib.figure import Figure
 
 from nemo_moslim.evaluation.plots import save_confusion_plot, save_reliability_plot, table1_csv, table1_markdown
-from nemo_moslim.evaluation.reward_accuracy import reward_metrics
+from nemo_moslim.evaluation.reward_accuracy import TABLE1_KEYS, reward_metrics
 from nemo_moslim.preferences import Dimension, PreferenceSchema
 
 SCHEMA = PreferenceSchema(
     dimensions=(Dimension("helpfulness", 5, (1, 5)), Dimension("honesty", 5, (1, 5)), Dimension("harmless", 2, (1, 2)))
 )
 ROWS = [
-    {"model": "RM-1M", "datatype": "DataType 1", "preference": 0.92041, "intensity": 0.9169},
-    {"model": "RM-1M", "datatype": "DataType 4", "preference": 0.871, "intensity": 0.291},
-    {"model": "RM-5M", "datatype": "DataType 4", "preference": None, "intensity": 0.3635},
+    {"model": model, "datatype": datatype, **dict(zip(TABLE1_KEYS, values, strict=True))}
+    for model, datatype, values in (
+        ("RM-1M", "1", (0.92041, 0.5, 0.9169, 0.875)),
+        ("RM-1M", "4", (0.871, 0.5, 0.291, 0.25)),
+        ("RM-5M", "4", (None, None, 0.3635, 0.25)),
+    )
 ]
 
 
@@ -84,21 +87,23 @@ def test_plots_name_what_is_missing(tmp_path):
 
 def test_table1_markdown():
     assert table1_markdown(ROWS) == (
-        "| Model | DataType 1 Preference | DataType 1 Intensity | DataType 4 Preference | DataType 4 Intensity |\n"
-        "| --- | ---: | ---: | ---: | ---: |\n"
-        "| RM-1M | 0.9204 | 0.9169 | 0.8710 | 0.2910 |\n"
-        "| RM-5M |  |  | undefined | 0.3635 |\n"
+        "| Model | 1 Preference | 1 Preference majority | 1 Intensity | 1 Intensity majority "
+        "| 4 Preference | 4 Preference majority | 4 Intensity | 4 Intensity majority |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| RM-1M | 0.9204 | 0.5000 | 0.9169 | 0.8750 | 0.8710 | 0.5000 | 0.2910 | 0.2500 |\n"
+        "| RM-5M |  |  |  |  | undefined | undefined | 0.3635 | 0.2500 |\n"
     )
 
 
 def test_table1_csv():
     assert table1_csv(ROWS) == (
-        "Model,DataType 1 Preference,DataType 1 Intensity,DataType 4 Preference,DataType 4 Intensity\n"
-        "RM-1M,0.92041,0.9169,0.871,0.291\n"
-        "RM-5M,,,,0.3635\n"
+        "Model,1 Preference,1 Preference majority,1 Intensity,1 Intensity majority,"
+        "4 Preference,4 Preference majority,4 Intensity,4 Intensity majority\n"
+        "RM-1M,0.92041,0.5,0.9169,0.875,0.871,0.5,0.291,0.25\n"
+        "RM-5M,,,,,,,0.3635,0.25\n"
     )
 
 
 def test_table1_refuses_a_pair_given_twice():
-    with pytest.raises(ValueError, match="'RM-1M' with 'DataType 1' is given twice"):
+    with pytest.raises(ValueError, match="'RM-1M' with '1' is given twice"):
         table1_markdown([ROWS[0], ROWS[0]])

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_moslim.evaluation.reward_accuracy import (
+    TABLE1_KEYS,
     confusion_matrix,
     expected_calibration_error,
     hard_labels,
     macro_f1,
+    most_frequent_levels,
     reliability_bins,
     reward_metrics,
     spearman,
@@ -72,8 +74,10 @@ def test_by_hand():
     assert safe["n"] == 2 and safe["accuracy"] == 0.5 and safe["majority"] == 1.0 and safe["majority_train"] == 0.0
     assert safe["spearman"] is None  # one level only
     assert metrics["intensity_accuracy"] == pytest.approx(4 / 6)
+    # Most frequent: helpful 1 (a tie with 2, both twice), safe 2: right in rows 0 and 3 (both heads) and 4.
+    assert metrics["intensity_majority"] == pytest.approx(4 / 6)
     # Rows 0, 1, 2 and 4 have one label. Highest of all: helpful, safe, helpful, safe; wanted helpful x3, safe.
-    assert metrics["preference_accuracy"] == 0.75
+    assert metrics["preference_accuracy"] == 0.75 and metrics["preference_majority"] == 0.75
     assert metrics["per_source"] == {}
 
 
@@ -94,6 +98,17 @@ def test_one_level_heads_with_joint():
     assert metrics["helpful"]["accuracy"] == 1.0 and metrics["helpful"]["ece"] == 0.0
     assert metrics["helpful"]["spearman"] is None
     assert metrics["preference_accuracy"] == pytest.approx(2 / 3) and metrics["intensity_accuracy"] == 1.0
+    assert metrics["preference_majority"] == pytest.approx(2 / 3) and metrics["intensity_majority"] == 1.0
+
+
+def test_majority_beside_the_accuracies_of_table1():
+    """Levels that occur most, head by head, and the dimension that labels most of the six rows with one label."""
+    labels = np.array([[1, 0], [1, 0], [3, 0], [0, 2], [0, 2], [0, 1], [3, 2]])
+    metrics = reward_metrics(np.full((7, 5), 0.2), labels, SCHEMA, "joint")
+    # with the last row helpful is 1, 1, 3, 3 (a tie, so 1: 2 of 4) and safe 2, 2, 1, 2 (3 of 4)
+    assert metrics["intensity_majority"] == pytest.approx(5 / 8) and metrics["preference_majority"] == 0.5
+    assert most_frequent_levels(labels, SCHEMA) == {"helpful": 1, "safe": 2}
+    assert most_frequent_levels(labels[:3], SCHEMA) == {"helpful": 1}
 
 
 def test_undefined_numbers_are_null_and_dump_strictly():
@@ -102,7 +117,7 @@ def test_undefined_numbers_are_null_and_dump_strictly():
         for key in ("accuracy", "majority", "majority_train", "macro_f1", "spearman", "ece"):
             assert nothing[name][key] is None
         assert nothing[name]["n"] == 0
-    assert nothing["preference_accuracy"] is None and nothing["intensity_accuracy"] is None
+    assert all(nothing[key] is None for key in TABLE1_KEYS)
     no_rows = reward_metrics(np.zeros((0, 5)), np.zeros((0, 2), dtype=int), SCHEMA, "joint", sources=[])
     assert no_rows["helpful"]["n"] == 0 and no_rows["per_source"] == {}
     both = reward_metrics(PER_HEAD[:1], np.array([[1, 1]]), SCHEMA, "per_head", sources=["a"])

@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from training_client import Trainings
+from training_client import Trainings, weights
+
+from nemo_moslim.run_folder import resolve_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,26 @@ def stock_probabilities(folder, data) -> np.ndarray:
     with torch.no_grad():
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     return torch.cat([head.softmax(-1) for head in logits.split([5, 5, 2], dim=-1)], dim=-1).numpy()
+
+
+def test_a_reward_model_begins_with_the_heads_of_another(
+    trainings: Trainings, reward_run, reward_export, rating_dir, tiny_model, tmp_path
+):
+    """From a run and from its export where preferences and loss are the same; anew, and said, where they are not."""
+    step = [f"data={rating_dir}", *tiny_model, "trainer.max_steps=1", "optimizer.lr=1e-12", "optimizer.min_lr=0"]
+    starts = {"run": [f"model.init={reward_run}"], "export": [f"model.init={reward_export}"]}
+    starts["joint"] = [*starts["run"], "loss=joint"]
+    runs = [["train_rm", [*step, *start, f"run_dir={tmp_path}/{name}"]] for name, start in starts.items()]
+    job = trainings.run("train_several", runs=runs)
+    assert job.output().count("heads begin anew: model.init has loss=per_head") == 1
+
+    def head(run, part="weight"):
+        return weights(resolve_checkpoint(str(run)))[f"module.output_layer.{part}"]
+
+    for name in ("run", "export"):
+        torch.testing.assert_close(head(tmp_path / name), head(reward_run), rtol=0, atol=1e-9)
+        assert head(tmp_path / name, "statistics_weight").max() < 0.011  # of one step, at a decay of .99
+    assert not torch.allclose(head(tmp_path / "joint"), head(reward_run), atol=1e-3)
 
 
 def test_heads_in_config_follow_the_logits(reward_export):
