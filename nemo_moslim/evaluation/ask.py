@@ -103,10 +103,11 @@ def show(
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("asked", "answer", show_lines=True)
     for row, text in zip(rows, texts, strict=True):
-        table.add_row(schema.render(row["preferences"]).strip() or "-", text)
+        table.add_row(schema.render(row["preferences"]).strip() or "-", Text(text))
     Console().print(table)
 
 

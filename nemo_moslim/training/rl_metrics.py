@@ -66,13 +66,14 @@ def mismatch(rollout: Rollout, batches: list[PolicyBatch]) -> dict[str, float]:
 def sample_table(rollout: Rollout, schema: PreferenceSchema, count: int, title: str):
     """A rich table of the first answers: asked levels, obtained levels, reward, text."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("asked", "obtained", "reward", "prompt", "answer", title=title, show_lines=True)
     for row in sample_rows(rollout, schema, count):
         asked = " ".join(f"{name} {level}" for name, level in row["preferences"].items()) or "-"
         obtained = " ".join(f"{name} {row['levels'][name]}" for name in row["preferences"]) or "-"
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-        table.add_row(asked, obtained, f"{row['reward']:.2f}", prompt[-200:], row["response"][:500])
+        table.add_row(asked, obtained, f"{row['reward']:.2f}", Text(prompt[-200:]), Text(row["response"][:500]))
     return table
 
 
