@@ -19,7 +19,7 @@ from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
 from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero
 from nemo_moslim.policy_config import PolicyTrainingConfig
-from nemo_moslim.rollout.collect import Collector
+from nemo_moslim.rollout.collect import VALIDATION_STEP, Collector, step_name
 from nemo_moslim.rollout.remote_score import ServiceUnavailable
 from nemo_moslim.run_folder import list_checkpoints, remove_old_checkpoints, step_of
 from nemo_moslim.stop_request import StopRequest
@@ -32,8 +32,6 @@ from nemo_moslim.training.rl_metrics import mismatch, rollout_metrics, sample_ro
 from nemo_moslim.training.run_log import RunLog
 from nemo_moslim.training.telemetry import peak_memory_gigabytes
 from nemo_moslim.training.trained_model import FrozenWeights, TrainedModel
-
-VALIDATION_STEP = 2**31  # seeds of validation answers are none of a training step's
 
 
 class PolicyTraining:
@@ -130,7 +128,11 @@ class PolicyTraining:
             print(f"stopping at step {self.step}: told to (SIGTERM); the same command resumes", flush=True)
 
     def train_step(self) -> dict:
-        """One step of the method; its metrics."""
+        """One step of the method; its metrics.
+
+        Raises:
+            FloatingPointError: logits, a reward, a KL, a loss or a gradient that is not finite; the place is named.
+        """
         config, step = self.config, self.step
         prompts = prompts_of_step(len(self.train), step, config.batch.prompts, config.trainer.seed)
         self.log.phase("sampling and scoring")
@@ -153,8 +155,9 @@ class PolicyTraining:
             with self.clock.phase("values"):
                 batches = with_field(batches, old_values=self.critic.values(critic_batches))
 
-        batches, prepared = self.algorithm.prepare(learnt, batches)
         kl = answer_kl(rollout, batches)
+        check_finite_kl(kl, rollout, step_name(step))
+        batches, prepared = self.algorithm.prepare(learnt, batches)
         counted = counted_answers(batches)
         self.log.phase("update")
         rate = self.policy.set_learning_rate(step, config.trainer.max_steps)
@@ -308,6 +311,17 @@ class PolicyTraining:
         if state["kl_coef"] is not None and self._has_controller():
             self.algorithm.kl_coef = state["kl_coef"]
         return state["step"]
+
+
+def check_finite_kl(kl: Tensor, rollout: Rollout, place: str) -> None:
+    """FloatingPointError naming the first prompt whose answer's KL [R] is NaN or infinite."""
+    bad = (~torch.isfinite(kl)).nonzero()[:, 0].tolist()
+    if bad:
+        raise FloatingPointError(
+            f"{place}: the KL to the reference of {len(bad)} answers is not finite, first for the prompt "
+            f"{rollout.prompts[bad[0]]!r}; weights are left as they were and the last checkpoint stays; lower "
+            "optimizer.lr or look at the policy"
+        )
 
 
 def regrouped(batches: list[PolicyBatch], like: list[list[PolicyBatch]]) -> list[list[PolicyBatch]]:
