@@ -1,10 +1,11 @@
 """Where first weights come from: `model.init` names a run or a Hugging Face folder."""
 
+import json
 from pathlib import Path
 
 import torch
 
-from nemo_moslim.huggingface.architecture import architecture_from_hf, read_config
+from nemo_moslim.huggingface.architecture import ASKED_KEY, architecture_from_hf, read_config
 from nemo_moslim.huggingface.load_backbone import load_backbone
 from nemo_moslim.huggingface.safetensors_folder import SafetensorsFolder
 from nemo_moslim.models.initial_weights import RunSource, Source, sizes_of
@@ -34,6 +35,8 @@ class HuggingFaceSource:
         self.architecture = architecture_from_hf(self.config)
         self.max_length = self.config["max_position_embeddings"]
         self.tokenizer_folder = folder
+        self.asked = _named(self.config[ASKED_KEY]) if ASKED_KEY in self.config else None
+        self.stop_ids = _stop_ids(folder)
 
     def sizes(self) -> dict:
         return sizes_of(self.architecture)
@@ -51,3 +54,14 @@ class HuggingFaceSource:
         tensors = SafetensorsFolder(self.folder)
         has_heads = find_head(module) is not None
         load_backbone(module, tensors, self.architecture, skip_output=has_heads)
+
+
+def _named(dimensions: list[dict]) -> dict[str, dict]:
+    return {d["name"]: {key: value for key, value in d.items() if key != "name"} for d in dimensions}
+
+
+def _stop_ids(folder: Path) -> list[int] | None:
+    """The tokens at which stock transformers ends an answer, where generation_config.json tells."""
+    file = folder / "generation_config.json"
+    found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    return [found] if isinstance(found, int) else found

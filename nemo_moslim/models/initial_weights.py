@@ -31,6 +31,8 @@ class Source(Protocol):
     architecture: dict
     max_length: int
     tokenizer_folder: Path
+    asked: dict | None  # of a language model, see models/policy.py
+    stop_ids: list[int] | None
 
     def sizes(self) -> dict:
         """Family and sizes under the names of conf/model."""
@@ -69,6 +71,8 @@ class RunSource:
         self.architecture = architecture_of(self.config)
         self.max_length = self.config.seq_length
         self.tokenizer_folder = tokenizer_folder(checkpoint)
+        self.asked = getattr(self.config, "asked", None)
+        self.stop_ids = getattr(self.config, "stop_ids", None)
 
     def sizes(self) -> dict:
         return sizes_of(self.architecture)

@@ -15,6 +15,24 @@ from nemo_moslim.rollout.generate import Generation, Generator, MegatronGenerato
 from nemo_moslim.rollout.open_model import open_policy
 
 
+def answer_ends(encoder: ChatEncoder, model: PolicyModel, generation: GenerationConfig) -> list[int]:
+    """Ids of the tokens that end an answer: EOS, those of the folder that the policy began as, generation.stop_tokens.
+
+    Raises:
+        ValueError: a stop token that is not one token of the tokenizer.
+    """
+    ends = {encoder.eos_id, *(model.config.stop_ids or ())}
+    for text in generation.stop_tokens:
+        ids = encoder.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) != 1:
+            raise ValueError(
+                f"generation.stop_tokens={generation.stop_tokens}: {text!r} is {len(ids)} tokens of the policy's "
+                f"tokenizer: give texts of one token each, as {encoder.tokenizer.eos_token!r}"
+            )
+        ends.update(ids)
+    return sorted(ends)
+
+
 def answers_over_ranks(
     generator: Generator,
     prompts: Sequence[np.ndarray],
@@ -47,7 +65,7 @@ class Answerer:
     def __init__(self, model: PolicyModel, tokenizer: Path, generation: GenerationConfig):
         """
         Raises:
-            ValueError: no room for a prompt beside generation.max_new_tokens.
+            ValueError: no room for a prompt beside generation.max_new_tokens; or as `answer_ends`.
         """
         asked = model.config.asked
         self.asked = None if asked is None else PreferenceSchema.from_dict(asked)
@@ -59,9 +77,8 @@ class Answerer:
                 f"generation.max_new_tokens={generation.max_new_tokens} leaves no room for a prompt in the policy's "
                 f"{self.max_length} tokens: lower it"
             )
-        self.generator = MegatronGenerator(
-            model.module, generation, [self.encoder.eos_id], len(self.encoder.tokenizer), self.max_length
-        )
+        ends = answer_ends(self.encoder, model, generation)
+        self.generator = MegatronGenerator(model.module, generation, ends, len(self.encoder.tokenizer), self.max_length)
 
     def answer(
         self,

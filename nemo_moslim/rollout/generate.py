@@ -34,9 +34,9 @@ Seed = tuple[int, ...]
 class Generation:
     """Sampled answers, in the order of the seeds."""
 
-    tokens: list[np.ndarray]  # int32: the answer, its EOS included where it has one
+    tokens: list[np.ndarray]  # int32: the answer, the token that ended it included where there is one
     logprobs: list[np.ndarray]  # fp32: per token, see `sample_tokens`
-    finished: np.ndarray  # bool: the answer ended with EOS; False: the length limit cut it
+    finished: np.ndarray  # bool: such a token ended the answer; False: the length limit cut it
 
 
 class Generator(Protocol):

@@ -23,6 +23,7 @@ from nemo_moslim.parallel.layout import (
 )
 from nemo_moslim.parallel.start_checks import check_policy
 from nemo_moslim.policy_config import PolicyTrainingConfig, is_service
+from nemo_moslim.rollout.answer import answer_ends
 from nemo_moslim.rollout.collect import Collector
 from nemo_moslim.rollout.generate import MegatronGenerator
 from nemo_moslim.rollout.open_model import open_critic, open_level_critic, open_policy, open_reward_model
@@ -101,7 +102,8 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     for name, trained in critic.models.items() if critic else ():
         contexts[name] = write_context(trained.model, run_dir / "context" / name)
     vocab_size = len(encoder.tokenizer)
-    generator = MegatronGenerator(policy.module, config.generation, [encoder.eos_id], vocab_size, max_length)
+    ends = answer_ends(encoder, model, config.generation)
+    generator = MegatronGenerator(policy.module, config.generation, ends, vocab_size, max_length)
     collector = Collector(
         generator, scorer, encoder.tokenizer, algorithm.samples, config.trainer.seed, config.cut_penalty, Clock()
     )

@@ -115,7 +115,7 @@ def with_other_token_numbers(run, copy):
 
 
 def test_mistakes_are_told_in_one_line(
-    trainings, policy_run, reward_run, sft_run, prompt_dir, policy_arguments, tmp_path
+    trainings, policy_run, exported, reward_run, sft_run, prompt_dir, policy_arguments, tmp_path
 ):
     rest = [argument for argument in policy_arguments if not argument.startswith("policy=")]
     other = with_other_token_numbers(sft_run, tmp_path / "other")
@@ -131,6 +131,7 @@ def test_mistakes_are_told_in_one_line(
             ([*train, "algorithm=dpo"], "algorithm"),
             ([*rest, f"policy={other}", f"run_dir={tmp_path}/run", "algorithm=ppo"], "numbers tokens otherwise"),
             ([*train, "algorithm.beta=1"], "beta"),
+            ([*train, "generation.stop_tokens=[red apple]"], "generation.stop_tokens=['red apple']: 'red apple' is"),
         ],
         "evaluate": [
             (["task=controllability", f"policy={policy_run}", f"data={prompt_dir}/train.jsonl", f"output={tmp_path}/c"],
@@ -142,6 +143,11 @@ def test_mistakes_are_told_in_one_line(
             ([f"policy={policy_run}", "prompt=<helpfulness 9> a"], "level of helpfulness must be in 1..5"),
             ([f"policy={policy_run}", "prompt=a", "compare=beauty"], "unknown dimension 'beauty'"),
             ([f"policy={policy_run}", f"input={prompt_dir}/train.jsonl"], "output"),
+            *(
+                ([f"policy={policy}", "preferences=datatype2", "prompt=<helpfulness 1> a"],
+                 "ask for helpfulness in 2 levels, and the policy was trained to follow helpfulness in 5")
+                for policy in (policy_run, exported)
+            ),
         ],
     }  # fmt: skip
     for entry, wrong in cases.items():
