@@ -49,12 +49,13 @@ class PolicyTraining:
         vocab_size: int,
         pad_id: int,
         contexts: dict,
+        start: dict,
         loggers: list,
         stop: StopRequest,
     ):
         self.config, self.algorithm, self.policy, self.critic = config, algorithm, policy, critic
         self.collector, self.train, self.validation = collector, train, validation
-        self.vocab_size, self.pad_id, self.contexts = vocab_size, pad_id, contexts
+        self.vocab_size, self.pad_id, self.contexts, self.start = vocab_size, pad_id, contexts, start
         self.schema, self.clock = collector.scorer.schema, collector.clock
         self.models = {"": policy} | (critic.models if critic else {})
         self.reference = FrozenWeights(policy.module)  # before a checkpoint is loaded: the initial policy
@@ -272,8 +273,9 @@ class PolicyTraining:
         self.log.write(row)
 
     def _state(self) -> dict:
-        """What a checkpoint holds besides the models: what a controller has made of `kl_coef`, where there is one."""
-        return {"kl_coef": self.algorithm.kl_coef if self._has_controller() else None}
+        """What a checkpoint holds besides the models: what a controller has made of `kl_coef`, where there is one, and
+        the `starting_points`."""
+        return {"kl_coef": self.algorithm.kl_coef if self._has_controller() else None, "start": self.start}
 
     def _has_controller(self) -> bool:
         return getattr(self.algorithm.config, "kl_target", None) is not None

@@ -39,9 +39,10 @@ from nemo_moslim.training.experiment_loggers import experiment_loggers
 from nemo_moslim.training.online_dpo import OnlineDPO
 from nemo_moslim.training.ppo import PPO
 from nemo_moslim.training.remote_critic import RemoteCritic
-from nemo_moslim.training.rl_checkpoint import remove_unfinished, write_context
+from nemo_moslim.training.rl_checkpoint import last_state, remove_unfinished, write_context
 from nemo_moslim.training.rl_loop import PolicyTraining
 from nemo_moslim.training.rloo import RLOO
+from nemo_moslim.training.starting_points import check_starting_points, starting_points
 from nemo_moslim.training.telemetry import package_versions, peak_memory_over_ranks, read_metrics
 from nemo_moslim.training.trained_model import TrainedModel
 
@@ -73,9 +74,11 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     `parallel.layout.initialize` comes first.
 
     Raises:
-        ValueError: data or models that cannot be used.
+        ValueError: data or models that cannot be used, or others than those that the run began with.
     """
     run_dir, parallel = Path(config.run_dir), config.parallel
+    start = starting_points(config)
+    check_starting_points(last_state(run_dir).get("start", {}), start, config.run_dir)
     if is_rank_zero():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
@@ -109,7 +112,7 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     )
     return PolicyTraining(
         config, algorithm, policy, critic, collector, train, validation, vocab_size, encoder.pad_id, contexts,
-        experiment_loggers(config), stop,
+        start, experiment_loggers(config), stop,
     )  # fmt: skip
 
 

@@ -120,6 +120,7 @@ def test_mistakes_are_told_in_one_line(
     rest = [argument for argument in policy_arguments if not argument.startswith("policy=")]
     other = with_other_token_numbers(sft_run, tmp_path / "other")
     train = [*policy_arguments, f"run_dir={tmp_path}/run"]
+    settings = (policy_run / "config.yaml").read_text()
     cases = {
         "train_policy": [
             ([*rest, f"policy={reward_run}", f"run_dir={tmp_path}/run"], "a reward model, where a language model"),
@@ -131,6 +132,7 @@ def test_mistakes_are_told_in_one_line(
             ([*train, "algorithm=dpo"], "algorithm"),
             ([*rest, f"policy={other}", f"run_dir={tmp_path}/run", "algorithm=ppo"], "numbers tokens otherwise"),
             ([*train, "algorithm.beta=1"], "beta"),
+            ([*policy_arguments, f"run_dir={policy_run}", "trainer.seed=77"], "and is 77 now: give another run_dir"),
             ([*train, "generation.stop_tokens=[red apple]"], "generation.stop_tokens=['red apple']: 'red apple' is"),
         ],
         "evaluate": [
@@ -156,3 +158,4 @@ def test_mistakes_are_told_in_one_line(
             assert found["code"] == 2 and expected in found["stderr"] and "Traceback" not in found["stderr"], found
             assert len(found["stderr"].strip().splitlines()) <= 2, found
     assert not (tmp_path / "c").exists()
+    assert (policy_run / "config.yaml").read_text() == settings
