@@ -28,7 +28,14 @@ from nemo_moslim.training.critic import Critic, update_place
 from nemo_moslim.training.objective import rewards_to_learn
 from nemo_moslim.training.rl_batches import deal, generator_logprobs, policy_batch, whole_answers, with_field
 from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, publish_checkpoint, write_checkpoint
-from nemo_moslim.training.rl_metrics import mismatch, rollout_metrics, sample_rows, sample_table
+from nemo_moslim.training.rl_metrics import (
+    MISMATCH_SUMS,
+    mismatch,
+    mismatch_sums,
+    rollout_metrics,
+    sample_rows,
+    sample_table,
+)
 from nemo_moslim.training.run_log import RunLog
 from nemo_moslim.training.telemetry import peak_memory_gigabytes
 from nemo_moslim.training.trained_model import FrozenWeights, TrainedModel
@@ -224,8 +231,13 @@ class PolicyTraining:
         still what it was.
         """
 
+        sampled = self.config.old_logprobs == "generator"  # the first update's log-probabilities are the trainer's own
+        names = (*self.algorithm.metric_names, *(MISMATCH_SUMS if sampled else ()))
+
         def loss(module: torch.nn.Module, hidden: Tensor, batch: PolicyBatch):
-            return self.algorithm.loss(*self._answer_logprobs(module, hidden, batch), batch)
+            logprobs, entropy = self._answer_logprobs(module, hidden, batch)
+            total, count, sums = self.algorithm.loss(logprobs, entropy, batch)
+            return total, count, sums | (mismatch_sums(logprobs, batch) if sampled else {})
 
         orders = [
             np.random.default_rng([self.config.trainer.seed, self.step, epoch]).permutation(len(updates))
@@ -236,17 +248,16 @@ class PolicyTraining:
             with self.clock.phase("critic update"):
                 critic_updates = self._critic_batches(updates, critic_batches, critic_plan)
                 learnt = self.critic.learn(critic_updates, orders, self.step)
-        first_deviation, totals = None, []
+        first, totals = None, []
         for epoch, order in enumerate(orders):
             totals = []
             for number, index in enumerate(order):
-                place, names = update_place(self.step + 1, epoch + 1, number + 1), self.algorithm.metric_names
+                place = update_place(self.step + 1, epoch + 1, number + 1)
                 with self.clock.phase("update"):
                     sums = self.policy.update(updates[index], hidden_states_step, loss, names, place)
-                if first_deviation is None:
-                    first_deviation = sums["ratio_deviation_max"]
+                first = first or sums
                 totals.append({**sums, **(learnt[epoch][number] if learnt else {})})
-        return update_metrics(totals, first_deviation)
+        return update_metrics(totals, first)
 
     def _critic_batches(self, updates, critic_batches, critic_plan) -> list[list[PolicyBatch]]:
         """The critic's batches with the values and returns that were computed for the policy's."""
@@ -332,15 +343,16 @@ def regrouped(batches: list[PolicyBatch], like: list[list[PolicyBatch]]) -> list
     return [[next(iterator) for _ in update] for update in like]
 
 
-def update_metrics(totals: list[dict[str, float]], first_deviation: float) -> dict[str, float]:
-    """Means over all counted positions of an epoch from the sums of its updates."""
+def update_metrics(totals: list[dict[str, float]], first: dict[str, float]) -> dict[str, float]:
+    """Means over all counted positions of an epoch from the sums of its updates; of the step's first update what it
+    says of the log-probabilities that the answers were sampled with."""
     sums = {name: sum(t[name] for t in totals) for name in totals[0]}
     count, tokens = max(sums["count"], 1.0), max(sums.get("tokens", sums["count"]), 1.0)
     metrics = {
         "loss": sums["loss"] / count,
         "entropy": sums["entropy"] / tokens,
         "grad_norm": sums["grad_norm"] / len(totals),
-        "first_ratio_deviation": first_deviation,
+        "first_ratio_deviation": first["ratio_deviation_max"],
         "ratio_deviation_max": max(t["ratio_deviation_max"] for t in totals),
     }
     for name, label in (
@@ -349,6 +361,9 @@ def update_metrics(totals: list[dict[str, float]], first_deviation: float) -> di
     ):  # fmt: skip
         if name in sums:
             metrics[label] = sums[name] / count
+    if "mismatch" in first:
+        metrics["mismatch"] = first["mismatch"] / max(first.get("tokens", first["count"]), 1.0)
+        metrics["mismatch_max"] = first["mismatch_max"]
     if "value_error" in sums:
         variance = sums["returns_squared"] - sums["returns"] ** 2 / count
         metrics |= {
