@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,6 +60,14 @@ def answers_over_ranks(
     return result
 
 
+class Answers(NamedTuple):
+    """One answer per row."""
+
+    texts: list[str]
+    lengths: list[int]  # tokens
+    prompts_cut: int  # rows whose prompt lost its beginning
+
+
 class Answerer:
     """A policy ready to answer."""
 
@@ -88,8 +97,8 @@ class Answerer:
         long_prompts: str,
         origin: str,
         numbers: Sequence[int] | None = None,
-    ) -> tuple[list[str], list[int]]:
-        """One answer per row ({"prompt", "preferences"}) as text, and its tokens.
+    ) -> Answers:
+        """One answer per row ({"prompt", "preferences"}).
 
         Args:
             numbers: see `answers_over_ranks`.
@@ -103,7 +112,8 @@ class Answerer:
         data = PromptDataset.build(rows, schema, self.encoder, self.room, long_prompts, origin)
         made = answers_over_ranks(self.generator, data.tokens, (seed,), 1, numbers)
         decode = self.encoder.tokenizer.decode
-        return [decode(tokens, skip_special_tokens=True) for tokens in made.tokens], [len(t) for t in made.tokens]
+        texts = [decode(tokens, skip_special_tokens=True) for tokens in made.tokens]
+        return Answers(texts, [len(tokens) for tokens in made.tokens], data.cut)
 
 
 def open_answerer(policy: str, parallel: ParallelConfig, precision: str, generation: GenerationConfig) -> Answerer:

@@ -193,7 +193,7 @@ def open_trained_critic(config: PolicyTrainingConfig, tokenizer_folder: Path, ma
 
 
 def write_summary(config: PolicyTrainingConfig, training: PolicyTraining, finished: bool) -> None:
-    """summary.json: last metrics, seconds per phase, rates, peak memory over ranks, versions."""
+    """summary.json: prompts, last metrics, seconds per phase, rates, peak memory over ranks, versions."""
     peak = peak_memory_over_ranks()
     if not is_rank_zero():
         return
@@ -207,6 +207,7 @@ def write_summary(config: PolicyTrainingConfig, training: PolicyTraining, finish
     summary = {
         "steps": training.step,
         "finished": finished,
+        "prompts": {"train": counts(training.train), "validation": counts(training.validation)},
         "train": {k: v for k, v in rows[-1].items() if k not in ("validation", "seconds")} if rows else {},
         "validation": validations[-1] if validations else {},
         "seconds": {name: round(value, 3) for name, value in phases.items()},
@@ -219,3 +220,8 @@ def write_summary(config: PolicyTrainingConfig, training: PolicyTraining, finish
         "versions": package_versions(),
     }
     write_atomically(Path(config.run_dir) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def counts(data: PromptDataset | None) -> dict[str, int] | None:
+    """How many prompts are used, were cut, and were left out; None where there are none."""
+    return {"used": len(data), "cut": data.cut, "dropped": data.dropped} if data else None

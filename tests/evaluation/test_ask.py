@@ -6,6 +6,7 @@ import pytest
 
 from nemo_moslim.evaluation.ask import Session, show
 from nemo_moslim.preferences import PreferenceSchema
+from nemo_moslim.rollout.answer import Answers
 
 SCHEMA = PreferenceSchema.from_dict(
     {
@@ -18,12 +19,12 @@ SCHEMA = PreferenceSchema.from_dict(
 class Echo:
     """Answers every row with `text` and remembers what it was asked."""
 
-    def __init__(self, text="answer"):
-        self.text, self.asked = text, []
+    def __init__(self, text="answer", cut=0):
+        self.text, self.cut, self.asked = text, cut, []
 
     def answer(self, rows, schema, seed, long_prompts, origin):
         self.asked.append([(row["prompt"], dict(row["preferences"]), seed) for row in rows])
-        return [self.text] * len(rows), [1] * len(rows)
+        return Answers([self.text] * len(rows), [1] * len(rows), self.cut)
 
 
 @pytest.fixture
@@ -72,3 +73,11 @@ def test_answers_are_shown_as_they_are(capsys):
     config = SimpleNamespace(seed=7, long_prompts="raise")
     show(Echo("[/x] [your city]"), SCHEMA, "p", [{}, {"harmless": 1}], config)
     assert capsys.readouterr().out.count("[/x] [your city]") == 2
+
+
+def test_a_prompt_that_was_cut_is_told_beside_the_answer(capsys):
+    config = SimpleNamespace(seed=7, long_prompts="cut_left")
+    for cut in (0, 1):
+        show(Echo("red", cut), SCHEMA, "p", [{}], config)
+        shown = capsys.readouterr()
+        assert shown.out == "red\n" and ("1 prompts lost their beginning" in shown.err) is bool(cut)

@@ -93,6 +93,7 @@ def test_control_is_judged_by_the_reward_model(trainings, policy_run, reward_run
     asked = [json.loads(line)["preferences"] for line in (prompt_dir / "train.jsonl").read_text().splitlines()]
     assert report["helpfulness"]["n"] == sum("helpfulness" in p for p in asked)
     assert report["overall"]["untagged"]["n"] == sum(not p for p in asked) + 5
+    assert report["overall"]["prompts_cut"] == 0 and report["overall"]["cut_for_scoring"] == 0.0
     assert report["overall"]["judge"] == "reward_model" and report["overall"]["unseen"]["n"] > 0
     answers = [json.loads(line) for line in (tmp_path / "1" / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 45 and all(1 <= row["levels"]["helpfulness"] <= 5 for row in answers)

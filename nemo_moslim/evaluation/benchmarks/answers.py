@@ -150,7 +150,7 @@ class Interview:
     def _answers(self, name: str, part: Sequence[Asked], settings: str) -> list[dict[str, Any]]:
         rows = [{"prompt": asked.prompt, "preferences": asked.preferences} for asked in part]
         numbers = [_number(name, asked.place) for asked in part]
-        texts, lengths = self.answerer.answer(rows, self.schema, self.config.seed, "cut_left", name, numbers)
+        texts, lengths, _ = self.answerer.answer(rows, self.schema, self.config.seed, "cut_left", name, numbers)
         return [
             {"key": asked.place[0], "turn": asked.place[1], "prompt": asked.prompt, "asked": asked.preferences,
              "response": text, "tokens": length, "cut": asked.cut, "settings": settings}
