@@ -146,6 +146,8 @@ def test_mistakes_are_told_in_one_line(
             ([f"policy={policy_run}", "prompt=<helpfulness 9> a"], "level of helpfulness must be in 1..5"),
             ([f"policy={policy_run}", "prompt=a", "compare=beauty"], "unknown dimension 'beauty'"),
             ([f"policy={policy_run}", f"input={prompt_dir}/train.jsonl"], "output"),
+            ([f"policy={policy_run}", "input=a", "output=b", "compare=harmless"],
+             "compare='harmless': expected no compare"),
             *(
                 ([f"policy={policy}", "preferences=datatype2", "prompt=<helpfulness 1> a"],
                  "ask for helpfulness in 2 levels, and the policy was trained to follow helpfulness in 5")
