@@ -5,6 +5,7 @@ which answers there are, and how they are dealt into updates, is the same in eve
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -169,7 +170,7 @@ class PolicyTraining:
         counted = counted_answers(batches)
         self.log.phase("update")
         rate = self.policy.set_learning_rate(step, config.trainer.max_steps)
-        metrics = self._update(regrouped(batches, updates), critic_batches, critic_updates)
+        metrics = self._update(regrouped(batches, updates), critic_batches, critic_updates, rollout.prompts)
         if (step + 1) % config.trainer.samples_every == 0:
             rows = sample_rows(rollout, self.schema, config.trainer.samples_shown)
             self.log.samples(step + 1, rows, sample_table(rollout, self.schema, len(rows), f"step {step + 1}"))
@@ -223,12 +224,16 @@ class PolicyTraining:
         )
 
     def _update(
-        self, updates: list[list[PolicyBatch]], critic_batches: list[PolicyBatch], critic_plan: list[list[PolicyBatch]]
+        self,
+        updates: list[list[PolicyBatch]],
+        critic_batches: list[PolicyBatch],
+        critic_plan: list[list[PolicyBatch]],
+        prompts: Sequence,
     ) -> dict[str, float]:
         """All epochs of critic and policy; the metrics of the last, and the first update's ratio to the old policy.
 
         The critic goes first: neither reads what the other learns, and when a service's critic fails, the policy is
-        still what it was.
+        still what it was. `prompts` are the rollout's, for errors.
         """
 
         sampled = self.config.old_logprobs == "generator"  # the first update's log-probabilities are the trainer's own
@@ -254,7 +259,11 @@ class PolicyTraining:
             for number, index in enumerate(order):
                 place = update_place(self.step + 1, epoch + 1, number + 1)
                 with self.clock.phase("update"):
-                    sums = self.policy.update(updates[index], hidden_states_step, loss, names, place)
+                    try:
+                        sums = self.policy.update(updates[index], hidden_states_step, loss, names, place)
+                    except FloatingPointError as error:
+                        prompt = prompts[int(updates[index][0].rows[0])]
+                        raise FloatingPointError(f"policy: {error}; the first prompt here is {prompt!r}") from None
                 first = first or sums
                 totals.append({**sums, **(learnt[epoch][number] if learnt else {})})
         return update_metrics(totals, first)

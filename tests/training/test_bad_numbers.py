@@ -46,7 +46,8 @@ def test_a_policy_whose_loss_is_no_number(trainings, policy_arguments, tmp_path)
         "train", entry="train_policy", arguments=[*policy_arguments, *settings, f"run_dir={tmp_path}"]
     )
     assert trainings.wait(job) == [1]
-    assert "FloatingPointError: step 1, epoch 1, update 2: loss is nan: weights are left as they were" in job.output()
+    place = "policy: step 1, epoch 1, update 2: loss is nan: weights are left as they were"
+    assert f"FloatingPointError: {place}" in job.output() and "; the first prompt here is '" in job.output()
 
 
 def test_a_policy_whose_logits_are_no_numbers(trainings, policy_arguments, tmp_path):
