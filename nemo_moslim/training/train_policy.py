@@ -91,6 +91,7 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     asked = scorer.schema if config.objective.name == "preferences" else None
     model, tokenizer_folder = open_policy(config.policy, parallel, config.precision, asked, config.recompute)
     encoder = ChatEncoder(load_tokenizer(tokenizer_folder))
+    ends = answer_ends(encoder, model, config.generation)
     max_length = config.max_length or model.config.seq_length
     train, validation = prompt_data(config, scorer, encoder, max_length)
     algorithm = ALGORITHM_CLASSES[config.algorithm.name](config.algorithm)
@@ -105,7 +106,6 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     for name, trained in critic.models.items() if critic else ():
         contexts[name] = write_context(trained.model, run_dir / "context" / name)
     vocab_size = len(encoder.tokenizer)
-    ends = answer_ends(encoder, model, config.generation)
     generator = MegatronGenerator(policy.module, config.generation, ends, vocab_size, max_length)
     collector = Collector(
         generator, scorer, encoder.tokenizer, algorithm.samples, config.trainer.seed, config.cut_penalty, Clock()
