@@ -61,7 +61,10 @@ def _named(dimensions: list[dict]) -> dict[str, dict]:
 
 
 def _stop_ids(folder: Path) -> list[int] | None:
-    """The tokens at which stock transformers ends an answer, where generation_config.json tells."""
+    """The tokens at which stock transformers ends an answer, where generation_config.json has a list of them.
+
+    A single one is left to the tokenizer, which names it too: configurations have a default that need not fit.
+    """
     file = folder / "generation_config.json"
     found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    return [found] if isinstance(found, int) else found
+    return found if isinstance(found, list) else None
