@@ -238,6 +238,7 @@ class GenerationConfig:
     temperature: float
     top_p: float
     top_k: int
+    stop_tokens: list[str]
     batch_size: int
 
     def __post_init__(self):

@@ -112,6 +112,10 @@ class GenerateConfig:
         require(
             self.input is None or self.prompt is None, "prompt", self.prompt, "no prompt beside input=FILE: give one"
         )
+        require(
+            self.input is None or self.compare is None, "compare", self.compare, "no compare beside input=FILE: its "
+            "rows ask for their own levels",
+        )  # fmt: skip
         require((self.input is None) == (self.output is None), "output", self.output, "input=FILE and output=FILE both")
 
 

@@ -17,6 +17,10 @@ OLD_LOGPROBS = ("trainer", "generator")
 KL_ANSWERS_PER_HORIZON = 5  # a step has fewer answers than that many horizons (functional/advantages.py: adapt_kl_coef)
 
 
+def _null_or_positive(name: str, value: float | None) -> None:
+    require(value is None or value > 0, f"algorithm.{name}", value, "null or a number above 0")
+
+
 @dataclass
 class PPOConfig:
     """conf/algorithm/ppo.yaml."""
@@ -40,8 +44,7 @@ class PPOConfig:
         one_of("algorithm.critic", self.critic, CRITICS)
         positive("algorithm.", self, "samples", "epochs", "clip_ratio", "critic_lr", "kl_horizon")
         for name in ("kl_target", "value_clip"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"algorithm.{name}", value, "null or a number above 0")
+            _null_or_positive(name, getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, name) <= 1, f"algorithm.{name}", getattr(self, name), "a value in [0, 1]")
         for name in ("kl_coef", "entropy_coef"):
@@ -56,12 +59,15 @@ class RLOOConfig:
     samples: int
     epochs: int
     kl_coef: float
+    kl_target: float | None
+    kl_horizon: int
     clip_ratio: float
     entropy_coef: float
 
     def __post_init__(self):
         require(self.samples > 1, "algorithm.samples", self.samples, "2 or more: the others are the baseline")
-        positive("algorithm.", self, "epochs", "clip_ratio")
+        positive("algorithm.", self, "epochs", "clip_ratio", "kl_horizon")
+        _null_or_positive("kl_target", self.kl_target)
         for name in ("kl_coef", "entropy_coef"):
             require(getattr(self, name) >= 0, f"algorithm.{name}", getattr(self, name), "0 or more")
 
@@ -253,7 +259,7 @@ class PolicyTrainingConfig:
     def _check_batches(self):
         batch, samples = self.batch, self.algorithm.samples
         answers = batch.prompts * samples
-        if self.algorithm.name == "ppo" and self.algorithm.kl_target is not None:
+        if self.algorithm.name != "online_dpo" and self.algorithm.kl_target is not None:
             least, horizon = answers // KL_ANSWERS_PER_HORIZON + 1, self.algorithm.kl_horizon
             expected = f"{least} or more: a step has {answers} answers, and kl_coef has to keep its sign"
             require(horizon >= least, "algorithm.kl_horizon", horizon, expected)

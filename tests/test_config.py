@@ -144,8 +144,10 @@ def test_a_value_of_the_algorithm_is_checked_under_its_name():
         assert getattr(policy_config("reward=q", "algorithm=ppo", f"algorithm.{name}=null").algorithm, name) is None
 
 
-def test_a_kl_horizon_too_short_for_a_step_is_refused_at_the_start():
-    step = ["reward=q", "algorithm=ppo", "batch.prompts=256", "algorithm.kl_target=6"]
+@pytest.mark.parametrize("algorithm", [["algorithm=ppo"], ["algorithm=rloo", "algorithm.samples=2"]])
+def test_a_kl_horizon_too_short_for_a_step_is_refused_at_the_start(algorithm):
+    prompts = 128 if "algorithm=rloo" in algorithm else 256
+    step = ["reward=q", *algorithm, f"batch.prompts={prompts}", "algorithm.kl_target=6"]
     assert policy_config(*step, "algorithm.kl_horizon=52").algorithm.kl_horizon == 52
     assert adapt_kl_coef(0.1, 0.0, target=6.0, horizon=52, rows=256) > 0
     with pytest.raises(ValueError, match=r"algorithm\.kl_horizon=51: expected 52 or more: a step has 256 answers"):

@@ -20,7 +20,6 @@ from nemo_moslim.models.policy import PolicyModel
 from nemo_moslim.models.weight_mixing import mix
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
 from nemo_moslim.parallel.start import start
-from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.rollout.open_model import open_policy
 from nemo_moslim.run_folder import UNFINISHED, checkpoint_name, checkpoints_folder, list_checkpoints
 from nemo_moslim.training.checkpoint import write_in_this_process
@@ -65,9 +64,9 @@ def open_soup(runs: Sequence[str], weights: Sequence[float], parallel: ParallelC
     check_mixture(runs, weights)
     sources = [open_source(run, "runs") for run in runs]
     check_alike(runs, sources)
-    asked = {str(_asked(source)): _asked(source) for source in sources}
-    (kept,) = asked.values() if len(asked) == 1 else (None,)
-    model, _ = open_policy(runs[0], parallel, "fp32", PreferenceSchema.from_dict(kept) if kept else None)
+    asked = {str(source.asked): source.asked for source in sources}
+    model, _ = open_policy(runs[0], parallel, "fp32")
+    (model.config.asked,) = asked.values() if len(asked) == 1 else (None,)
     mix(model.module, [source.load_into for source in sources], weights)
     return model
 
@@ -103,7 +102,3 @@ def _architecture(source: Source) -> dict:
 
 def _tokenizer(source: Source) -> bytes:
     return (Path(source.tokenizer_folder) / "tokenizer.json").read_bytes()
-
-
-def _asked(source: Source) -> dict | None:
-    return getattr(source.config, "asked", None)

@@ -89,10 +89,11 @@ def profile_report(config: BenchmarkConfig, profiled: ProfiledRounds) -> dict:
     content |= {"seconds_unprofiled": round(profiled.seconds, 4), "operators": profiled.operators}
     write(config, content)
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("operator", "calls", "share", title=f"{WHAT[config.what]}: {profiled.seconds:.3f} s a round")
     for row in profiled.operators[:SHOWN]:
-        table.add_row(row["operator"], str(row["calls"]), f"{row['share']:.1%}")
+        table.add_row(Text(row["operator"]), str(row["calls"]), f"{row['share']:.1%}")
     show(table)
     return content
 

@@ -49,14 +49,15 @@ def answer_points(config: EvaluateConfig) -> None:
         scorer = LocalScorer(model, tokenizer, "total", config.batch_size, offload=False)
     rows = read_prompts(config.data, schema)
     judge = chosen_judge(config, rows)
-    found = []
+    found, prompts_cut, unread = [], 0, 0
     policies = Policies(config)
     for number, point in enumerate(json.loads(Path(config.points).read_text())):
         asked = rows if point["weights"] is None else rows[: config.grid_prompts]
         answerer = policies.at(point)
         questions, tags = asked_rows(asked, point, schema, answerer, config)
-        texts, lengths = answerer.answer(questions, tags, config.seed, config.long_prompts, config.data)
-        levels = judged(judge, asked, texts, schema, scorer)
+        texts, lengths, cut = answerer.answer(questions, tags, config.seed, config.long_prompts, config.data)
+        levels, too_long = judged(judge, asked, texts, schema, scorer)
+        prompts_cut, unread = prompts_cut + cut, unread + too_long
         for row, text, obtained, length in zip(asked, texts, levels, lengths, strict=True):
             preferences = row["preferences"] if point["weights"] is None else {}
             kept = {"prompt": row["prompt"], "preferences": preferences, "response": text}
@@ -66,6 +67,8 @@ def answer_points(config: EvaluateConfig) -> None:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
         print(f"{len(found)} answers, judged by {judge}, written to {output / ANSWERS}")
+        if prompts_cut or unread:
+            print(f"{prompts_cut} prompts lost their beginning; the reward model could not read {unread} answers whole")
     leave_process_group()
 
 

@@ -230,7 +230,7 @@ def _read_hub(name: str, split: str, config: str | None) -> Iterator[SourceRow]:
         for number, row in enumerate(rows, 1):
             yield SourceRow(name, number, dict(row))
     except Exception as error:  # as many kinds: a damaged file, columns that change their type, a lost connection
-        raise ValueError(f"{name}: cannot be read after row {number} of the split {split!r}: {_reason(error)}") from error
+        raise ValueError(f"{name}: cannot be read after row {number} of split {split!r}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

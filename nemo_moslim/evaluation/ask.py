@@ -1,6 +1,7 @@
 """`generate.py`: a policy answers one prompt, a file of them, or a person."""
 
 import json
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,9 +42,10 @@ def ask(config: GenerateConfig) -> None:
     answerer = open_answerer(config.policy, config.parallel, config.precision, config.generation)
     if rows is not None:
         started = time.perf_counter()
-        texts, _ = answerer.answer(rows, schema, config.seed, config.long_prompts, config.input)
+        texts, _, cut = answerer.answer(rows, schema, config.seed, config.long_prompts, config.input)
         if is_rank_zero():
             write_answers(config.output, rows, texts)
+            tell_cut(cut)
             write_cost(config.output, time.perf_counter() - started, world_size(), len(rows))
     elif prompt is not None:
         show(answerer, schema, prompt, variants(preferences, config.compare, schema), config)
@@ -83,6 +85,14 @@ def write_answers(output: str, rows: list[dict], texts: list[str]) -> None:
     print(f"{len(rows)} answers, written to {output}")
 
 
+def tell_cut(prompts: int) -> None:
+    """A line beside the answers where prompts have lost text."""
+    if prompts:
+        print(
+            f"{prompts} prompts lost their beginning, too long for the policy (long_prompts=cut_left)", file=sys.stderr
+        )
+
+
 def variants(preferences: dict[str, int], compare: str | None, schema: PreferenceSchema) -> list[dict[str, int]]:
     """The preferences, or one variant for each level of the compared dimension."""
     if not compare:
@@ -95,18 +105,20 @@ def show(
 ) -> None:
     """Print the answers, each under the tags it was asked with."""
     rows = [{"prompt": prompt, "preferences": preferences} for preferences in asked]
-    texts, _ = answerer.answer(rows, schema, config.seed, config.long_prompts, "the prompt")
+    texts, _, cut = answerer.answer(rows, schema, config.seed, config.long_prompts, "the prompt")
     if not is_rank_zero():
         return
+    tell_cut(cut)
     if len(rows) == 1:
         print(texts[0])
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("asked", "answer", show_lines=True)
     for row, text in zip(rows, texts, strict=True):
-        table.add_row(schema.render(row["preferences"]).strip() or "-", text)
+        table.add_row(schema.render(row["preferences"]).strip() or "-", Text(text))
     Console().print(table)
 
 

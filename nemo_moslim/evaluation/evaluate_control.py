@@ -48,15 +48,17 @@ def evaluate_control(config: EvaluateConfig) -> None:
     rows = [*rows, *({**row, "preferences": {}} for row in rows[: config.untagged]), *every_level]
     seen = seen_combinations(config.train, schema)
     answerer = open_answerer(config.policy, config.parallel, config.precision, config.generation)
-    texts, lengths = answerer.answer(rows, schema, config.seed, config.long_prompts, config.data)
-    told: dict = {}
+    texts, lengths, prompts_cut = answerer.answer(rows, schema, config.seed, config.long_prompts, config.data)
+    told: dict = {"judge": judge, "prompts_cut": prompts_cut}
     if asked:
         leave_process_group()  # a server may take long: the other ranks need not wait
         if not is_rank_zero():
             return
-        levels, told = levels_by_verdict(asked, rows, texts, schema, config.rubrics)
+        levels, verdicts = levels_by_verdict(asked, rows, texts, schema, config.rubrics)
+        told |= verdicts
     else:
-        levels = judged(judge, rows, texts, schema, scorer)
+        levels, cut = judged(judge, rows, texts, schema, scorer)
+        told["cut_for_scoring"] = cut / len(rows)
     graded = [
         {
             "prompt": row["prompt"],
@@ -73,7 +75,7 @@ def evaluate_control(config: EvaluateConfig) -> None:
     if is_rank_zero():
         counted = len(graded) - len(every_level)
         kept = [[row for row in part if row] for part in (graded[:counted], graded[counted:])]
-        write_control(*kept, schema, judge, config, told)
+        write_control(*kept, schema, told, config)
     leave_process_group()
 
 
@@ -108,14 +110,14 @@ def seen_combinations(train: str | None, schema: PreferenceSchema) -> set[frozen
 
 def judged(
     judge: str, rows: list[dict], texts: list[str], schema: PreferenceSchema, scorer: LocalScorer | None
-) -> list[dict[str, int]]:
-    """The obtained level of every dimension of the schema, per answer."""
+) -> tuple[list[dict[str, int]], int]:
+    """The obtained level of every dimension of the schema, per answer; how many the judge could not read whole."""
     if judge == "world":
         pairs = ({"prompt": row["prompt"], "response": text} for row, text in zip(rows, texts, strict=True))
-        return [schema_labels(graded, schema) for graded in grade_rows(pairs)]
+        return [schema_labels(graded, schema) for graded in grade_rows(pairs)], 0
     prompts = [row["prompt"] for row in rows]
-    obtained = scorer.score(prompts, texts, [{}] * len(rows)).obtained
-    return [dict(zip(schema.names, row, strict=True)) for row in obtained.tolist()]
+    scores = scorer.score(prompts, texts, [{}] * len(rows))
+    return [dict(zip(schema.names, row, strict=True)) for row in scores.obtained.tolist()], scores.cut
 
 
 def levels_by_verdict(
@@ -141,14 +143,12 @@ def levels_by_verdict(
 
 
 def write_control(
-    graded: list[dict],
-    every_level: list[dict],
-    schema: PreferenceSchema,
-    judge: str,
-    config: EvaluateConfig,
-    told: dict | None = None,
+    graded: list[dict], every_level: list[dict], schema: PreferenceSchema, told: dict, config: EvaluateConfig
 ) -> None:
-    """The answers, those at every level, the report on them, three plots and a table on the terminal."""
+    """The answers, those at every level, the report on them, three plots and a table on the terminal.
+
+    `told` goes into the report's "overall": `judge`, `prompts_cut`, and what the judge has to tell, of all rows.
+    """
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     # first what took long: nothing that the report trips over may cost it
@@ -156,7 +156,7 @@ def write_control(
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(output / f"{name}.jsonl", lines)
     report = control_report(graded, schema, config.bootstrap_samples, config.seed)
-    report["overall"] |= {"judge": judge, "policy": config.policy, "data": config.data, **(told or {})}
+    report["overall"] |= {**told, "policy": config.policy, "data": config.data}
     write_atomically(output / "control.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     if config.plots:
         plot_control(report, schema, output / "control.png")
@@ -180,11 +180,15 @@ def print_control(report: dict, schema: PreferenceSchema) -> None:
                       intervals[1], leakage)  # fmt: skip
     console = Console()
     console.print(table)
-    console.print(
-        f"all asked dimensions hit: {_number(report['overall']['all_hit'])}; judge: {report['overall']['judge']}"
-    )
-    if report["overall"].get("left_out"):
-        console.print(f"{report['overall']['left_out']} answers left out: a dimension without a score")
+    overall = report["overall"]
+    if overall["prompts_cut"] or overall.get("cut_for_scoring"):
+        console.print(
+            f"prompts that lost their beginning: {overall['prompts_cut']}; answers that the reward model could not "
+            f"read whole: {overall.get('cut_for_scoring', 0.0):.1%}"
+        )
+    console.print(f"all asked dimensions hit: {_number(overall['all_hit'])}; judge: {overall['judge']}")
+    if overall.get("left_out"):
+        console.print(f"{overall['left_out']} answers left out: a dimension without a score")
 
 
 def _number(value: float | None) -> str:

@@ -202,11 +202,12 @@ def annotator_report(
 def print_scores(report: dict[str, Any]) -> None:
     """Overall, per turn and per model."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("", "n", "Spearman (95 %)", "weighted kappa (95 %)")
     parts = {"all": report, **{f"turn {k}": v for k, v in report["per_turn"].items()}, **report["per_model"]}
     for name, part in parts.items():
-        table.add_row(name, str(part["n"]), shown(part["spearman"]), shown(part["kappa"]))
+        table.add_row(Text(name), str(part["n"]), shown(part["spearman"]), shown(part["kappa"]))
     console = table_console()
     console.print(table)
     order = report["spearman_of_model_means"]

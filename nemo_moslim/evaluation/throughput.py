@@ -140,7 +140,7 @@ def measure_generation(config: GPUChecksConfig) -> dict:
     sizes, settings = asdict(config.shape), config.generation
     length = settings.prompt_length + settings.max_new_tokens
     model = on_device(PolicyModel(PolicyConfig(**sizes, seq_length=length)), config, "bf16")
-    sampling = GenerationConfig(settings.max_new_tokens, 1.0, 1.0, 0, settings.batch_size)
+    sampling = GenerationConfig(settings.max_new_tokens, 1.0, 1.0, 0, [], settings.batch_size)
     never = sizes["vocab_size"]  # as the end of an answer: no token has this number
     generator = MegatronGenerator(model.module, sampling, [never], sizes["vocab_size"], length)
     source = np.random.default_rng(config.seed)

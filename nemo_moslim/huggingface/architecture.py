@@ -7,6 +7,7 @@ from nemo_moslim.families import FAMILIES, family_of_hf
 from nemo_moslim.parallel.vocab_parallel import padded_vocab_size
 
 SETTINGS_KEY = "moslim"  # in config.json of an exported reward model: heads, loss, statistics
+ASKED_KEY = "moslim_asked"  # in config.json of an exported policy: the preferences that it was trained to follow
 
 _SIZES = {  # of a BackboneConfig -> of every config.json
     "num_layers": "num_hidden_layers",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nemo_moslim.families import FAMILIES, Family
 from nemo_moslim.functional.statistics import RunningStatistics, check_floor, mean_std
-from nemo_moslim.huggingface.architecture import SETTINGS_KEY, architecture_to_hf
+from nemo_moslim.huggingface.architecture import ASKED_KEY, SETTINGS_KEY, architecture_to_hf
 from nemo_moslim.huggingface.checkpoint_reader import CheckpointReader
 from nemo_moslim.huggingface.folder_readme import policy_readme, reward_model_readme
 from nemo_moslim.huggingface.tensor_names import hf_tensors
@@ -63,8 +63,8 @@ def export_hf(run: str, output: str, dtype: str, max_shard_gigabytes: float) -> 
         write_reward_config(unfinished, family, settings, config, reader, tokenizer, dtype)
         (unfinished / "README.md").write_text(reward_model_readme(config.schema, config.loss, family))
     else:
-        write_policy_config(unfinished, family, settings, tokenizer, dtype)
         schema = PreferenceSchema.from_dict(config.asked) if config.asked else None
+        write_policy_config(unfinished, family, settings, schema, config.stop_ids, tokenizer, dtype)
         (unfinished / "README.md").write_text(policy_readme(schema, family))
     tokenizer.save_pretrained(unfinished)
     shards = ShardWriter(unfinished, max_shard_gigabytes)
@@ -102,13 +102,32 @@ def token_ids(tokenizer) -> dict[str, int | None]:
     return {name: getattr(tokenizer, name) for name in names}
 
 
-def write_policy_config(folder: Path, family: Family, settings: dict, tokenizer, dtype: str) -> None:
+def write_policy_config(
+    folder: Path,
+    family: Family,
+    settings: dict,
+    asked: PreferenceSchema | None,
+    stop_ids: list[int] | None,
+    tokenizer,
+    dtype: str,
+) -> None:
     """config.json and generation_config.json of a language model."""
     from transformers import GenerationConfig
 
+    if asked:
+        settings = {**settings, ASKED_KEY: named(asked)}
     hf_config(family, "ForCausalLM", settings, tokenizer, dtype).save_pretrained(folder)
     sampling = dict(do_sample=True, temperature=1.0, top_p=1.0, top_k=0)
-    GenerationConfig(**token_ids(tokenizer), **sampling).save_pretrained(folder)
+    ids = token_ids(tokenizer)
+    ends = {ids["eos_token_id"], *(stop_ids or ())}
+    if len(ends) > 1:
+        ids["eos_token_id"] = sorted(ends)
+    GenerationConfig(**ids, **sampling).save_pretrained(folder)
+
+
+def named(schema: PreferenceSchema) -> list[dict]:
+    """The dimensions in their order: config.json is written with sorted keys."""
+    return [{"name": name, **spec} for name, spec in schema.to_dict().items()]
 
 
 def write_reward_config(
@@ -129,8 +148,7 @@ def write_reward_config(
     average, deviation = mean_std(state)
     check_floor(deviation, config.std_floor, schema.class_names)
     moslim = {
-        # a list: config.json is written with sorted keys, and the order of the heads is that of the logits
-        "preferences": [{"name": name, **spec} for name, spec in schema.to_dict().items()],
+        "preferences": named(schema),  # the order of the heads is that of the logits
         "loss": config.loss,
         "statistics": {name: values.tolist() for name, values in state._asdict().items()},
         "average": average.tolist(),

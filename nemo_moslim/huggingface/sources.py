@@ -1,10 +1,11 @@
 """Where first weights come from: `model.init` names a run or a Hugging Face folder."""
 
+import json
 from pathlib import Path
 
 import torch
 
-from nemo_moslim.huggingface.architecture import SETTINGS_KEY, architecture_from_hf, read_config
+from nemo_moslim.huggingface.architecture import ASKED_KEY, SETTINGS_KEY, architecture_from_hf, read_config
 from nemo_moslim.huggingface.load_backbone import load_backbone
 from nemo_moslim.huggingface.safetensors_folder import SafetensorsFolder
 from nemo_moslim.models.initial_weights import Heads, RunSource, Source, sizes_of
@@ -45,6 +46,8 @@ class HuggingFaceSource:
         self.max_length = self.config["max_position_embeddings"]
         self.tokenizer_folder = folder
         self.heads = exported_heads(self.config)
+        self.asked = _named(self.config[ASKED_KEY]) if ASKED_KEY in self.config else None
+        self.stop_ids = _stop_ids(folder)
 
     def sizes(self) -> dict:
         return sizes_of(self.architecture)
@@ -65,3 +68,17 @@ class HuggingFaceSource:
         if head is not None and self.heads and self.heads == Heads.of(module.config):
             with torch.no_grad():
                 head.weight.copy_(tensors["score.weight"])
+
+
+def _named(dimensions: list[dict]) -> dict[str, dict]:
+    return {d["name"]: {key: value for key, value in d.items() if key != "name"} for d in dimensions}
+
+
+def _stop_ids(folder: Path) -> list[int] | None:
+    """The tokens at which stock transformers ends an answer, where generation_config.json has a list of them.
+
+    A single one is left to the tokenizer, which names it too: configurations have a default that need not fit.
+    """
+    file = folder / "generation_config.json"
+    found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    return found if isinstance(found, list) else None

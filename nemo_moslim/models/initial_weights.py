@@ -51,6 +51,8 @@ class Source(Protocol):
     max_length: int
     tokenizer_folder: Path
     heads: Heads | None  # of a reward model
+    asked: dict | None  # of a language model, see models/policy.py
+    stop_ids: list[int] | None
 
     def sizes(self) -> dict:
         """Family and sizes under the names of conf/model."""
@@ -93,6 +95,8 @@ class RunSource:
         self.max_length = self.config.seq_length
         self.heads = Heads.of(self.config)
         self.tokenizer_folder = tokenizer_folder(checkpoint)
+        self.asked = getattr(self.config, "asked", None)
+        self.stop_ids = getattr(self.config, "stop_ids", None)
 
     def sizes(self) -> dict:
         return sizes_of(self.architecture)

@@ -28,9 +28,14 @@ def language_model_step(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
 @for_every_family
 @dataclass(init=False)
 class PolicyConfig(BackboneConfig):
-    """A causal language model. `asked` is `PreferenceSchema.to_dict()` where it was trained to follow preferences."""
+    """A causal language model.
+
+    `asked` is `PreferenceSchema.to_dict()` where it was trained to follow preferences; `stop_ids` are the tokens at
+    which the Hugging Face folder that it began as ends answers, beside the tokenizer's EOS.
+    """
 
     asked: dict | None = None
+    stop_ids: list[int] | None = None
     data_step_fn: Callable = next_batch
     forward_step_fn: Callable = language_model_step
 

@@ -104,7 +104,7 @@ class Models:
             ValueError: a prompt that leaves no room for an answer.
         """
         rows = [{**row, "preferences": self.schema.validate(row["preferences"])} for row in conversations]
-        texts, _ = self.answerer.answer(rows, self.schema, seed, self.long_prompts, "the conversation")
+        texts, *_ = self.answerer.answer(rows, self.schema, seed, self.long_prompts, "the conversation")
         levels = [dimension.levels for dimension in self.schema.dimensions]
         p, _ = self.scorer.reward_model.probabilities([row["prompt"] for row in rows], texts)
         asked = torch.tensor([[row["preferences"].get(name, 0) for name in self.schema.names] for row in rows])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,24 @@ from nemo_moslim.parallel.layout import data_parallel_place, gather_over_data_ra
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.rollout.generate import Generation, Generator, MegatronGenerator
 from nemo_moslim.rollout.open_model import open_policy
+
+
+def answer_ends(encoder: ChatEncoder, model: PolicyModel, generation: GenerationConfig) -> list[int]:
+    """Ids of the tokens that end an answer: EOS, those of the folder that the policy began as, generation.stop_tokens.
+
+    Raises:
+        ValueError: a stop token that is not one token of the tokenizer.
+    """
+    ends = {encoder.eos_id, *(model.config.stop_ids or ())}
+    for text in generation.stop_tokens:
+        ids = encoder.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) != 1:
+            raise ValueError(
+                f"generation.stop_tokens={generation.stop_tokens}: {text!r} is {len(ids)} tokens of the policy's "
+                f"tokenizer: give texts of one token each, as {encoder.tokenizer.eos_token!r}"
+            )
+        ends.update(ids)
+    return sorted(ends)
 
 
 def answers_over_ranks(
@@ -41,13 +60,21 @@ def answers_over_ranks(
     return result
 
 
+class Answers(NamedTuple):
+    """One answer per row."""
+
+    texts: list[str]
+    lengths: list[int]  # tokens
+    prompts_cut: int  # rows whose prompt lost its beginning
+
+
 class Answerer:
     """A policy ready to answer."""
 
     def __init__(self, model: PolicyModel, tokenizer: Path, generation: GenerationConfig):
         """
         Raises:
-            ValueError: no room for a prompt beside generation.max_new_tokens.
+            ValueError: no room for a prompt beside generation.max_new_tokens; or as `answer_ends`.
         """
         asked = model.config.asked
         self.asked = None if asked is None else PreferenceSchema.from_dict(asked)
@@ -59,9 +86,8 @@ class Answerer:
                 f"generation.max_new_tokens={generation.max_new_tokens} leaves no room for a prompt in the policy's "
                 f"{self.max_length} tokens: lower it"
             )
-        self.generator = MegatronGenerator(
-            model.module, generation, [self.encoder.eos_id], len(self.encoder.tokenizer), self.max_length
-        )
+        ends = answer_ends(self.encoder, model, generation)
+        self.generator = MegatronGenerator(model.module, generation, ends, len(self.encoder.tokenizer), self.max_length)
 
     def answer(
         self,
@@ -71,8 +97,8 @@ class Answerer:
         long_prompts: str,
         origin: str,
         numbers: Sequence[int] | None = None,
-    ) -> tuple[list[str], list[int]]:
-        """One answer per row ({"prompt", "preferences"}) as text, and its tokens.
+    ) -> Answers:
+        """One answer per row ({"prompt", "preferences"}).
 
         Args:
             numbers: see `answers_over_ranks`.
@@ -86,7 +112,8 @@ class Answerer:
         data = PromptDataset.build(rows, schema, self.encoder, self.room, long_prompts, origin)
         made = answers_over_ranks(self.generator, data.tokens, (seed,), 1, numbers)
         decode = self.encoder.tokenizer.decode
-        return [decode(tokens, skip_special_tokens=True) for tokens in made.tokens], [len(t) for t in made.tokens]
+        texts = [decode(tokens, skip_special_tokens=True) for tokens in made.tokens]
+        return Answers(texts, [len(tokens) for tokens in made.tokens], data.cut)
 
 
 def open_answerer(policy: str, parallel: ParallelConfig, precision: str, generation: GenerationConfig) -> Answerer:

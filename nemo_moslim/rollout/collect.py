@@ -13,6 +13,8 @@ from nemo_moslim.rollout.answer import answers_over_ranks
 from nemo_moslim.rollout.generate import Generator
 from nemo_moslim.rollout.scorer import Scorer, asked_levels
 
+VALIDATION_STEP = 2**31  # seeds of validation answers are none of a training step's
+
 
 @dataclass
 class Collector:
@@ -30,12 +32,14 @@ class Collector:
         """Answer and score the prompts with these indices, `samples` answers each.
 
         Raises:
-            FloatingPointError: a reward that is not finite.
+            FloatingPointError: logits or a reward that are not finite.
         """
+        tokens, place = [data.tokens[i] for i in prompts], step_name(step)
         with self.clock.phase("generation"):
-            made = answers_over_ranks(
-                self.generator, [data.tokens[i] for i in prompts], (self.seed, step), self.samples
-            )
+            try:
+                made = answers_over_ranks(self.generator, tokens, (self.seed, step), self.samples)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{place}, generation: {error}") from None
         rows = np.repeat(prompts, self.samples)
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in made.tokens]
         asked = [data.preferences[i] for i in rows]
@@ -43,7 +47,7 @@ class Collector:
         with self.clock.phase("scoring"):
             scores = self.scorer.score(plain, texts, asked)
         rewards = scores.rewards.cpu() - self.cut_penalty * torch.from_numpy(~made.finished)
-        check_finite(rewards, plain, step)
+        check_finite(rewards, plain, place)
         return Rollout(
             prompts=plain,
             preferences=asked,
@@ -63,11 +67,16 @@ class Collector:
         )
 
 
-def check_finite(rewards: torch.Tensor, prompts: Sequence, step: int) -> None:
+def step_name(step: int) -> str:
+    """How messages call a step."""
+    return "validation" if step == VALIDATION_STEP else f"step {step + 1}"
+
+
+def check_finite(rewards: torch.Tensor, prompts: Sequence, place: str) -> None:
     """FloatingPointError naming the first prompt whose reward is NaN or infinite."""
     bad = (~torch.isfinite(rewards)).nonzero()[:, 0].tolist()
     if bad:
         raise FloatingPointError(
-            f"step {step + 1}: the reward of {len(bad)} answers is not finite, first for the prompt "
+            f"{place}: the reward of {len(bad)} answers is not finite, first for the prompt "
             f"{prompts[bad[0]]!r}; weights are left as they were, the last checkpoint stays; look at the reward model"
         )

@@ -34,9 +34,9 @@ Seed = tuple[int, ...]
 class Generation:
     """Sampled answers, in the order of the seeds."""
 
-    tokens: list[np.ndarray]  # int32: the answer, its EOS included where it has one
+    tokens: list[np.ndarray]  # int32: the answer, the token that ended it included where there is one
     logprobs: list[np.ndarray]  # fp32: per token, see `sample_tokens`
-    finished: np.ndarray  # bool: the answer ended with EOS; False: the length limit cut it
+    finished: np.ndarray  # bool: such a token ended the answer; False: the length limit cut it
 
 
 class Generator(Protocol):
@@ -65,6 +65,7 @@ class MegatronGenerator:
 
         Raises:
             ValueError: a prompt leaves no room for an answer.
+            FloatingPointError: logits that are not finite; the prompt's place and the token are named.
         """
         longest = max(map(len, prompts), default=0)
         if longest >= self.max_length:
@@ -102,6 +103,13 @@ class MegatronGenerator:
         for place in range(limit):
             new, new_logprobs = self._draw(logits, draws[cached, place])
             alive = cached[running]
+            if not new_logprobs[running].isfinite().all():  # on the host, where the tokens come anyway
+                bad = int(alive[~new_logprobs[running].isfinite()][0])
+                raise FloatingPointError(
+                    f"the logits of token {place + 1} of an answer to prompt {rows[bad] // samples + 1} of this rank "
+                    "are not finite: weights are left as they were and the last checkpoint stays; lower optimizer.lr "
+                    "or look at the policy"
+                )
             sampled[alive, place], logprobs[alive, place] = new[running], new_logprobs[running]
             ended = running & torch.isin(new, self.eos_ids)
             lengths[cached[ended]] = place + 1

@@ -54,7 +54,7 @@ def open_policy(
     """A language model with this rank's weights, in evaluation mode, and the folder of its tokenizer.
 
     Args:
-        asked: the preferences that it is going to be trained to follow.
+        asked: the preferences that it is going to be trained to follow; None: those that it was.
         recompute: see `models.backbone.recompute_settings`.
 
     Raises:
@@ -65,9 +65,9 @@ def open_policy(
         isinstance(source.config, dict) and SETTINGS_KEY in source.config
     ):
         raise ValueError(f"policy={path}: a reward model, where a language model is expected")
-    preferences = asked.to_dict() if asked else None
+    preferences = asked.to_dict() if asked else source.asked
     config = PolicyConfig(**source.architecture, seq_length=source.max_length, asked=preferences,
-                          **recompute_settings(recompute))  # fmt: skip
+                          stop_ids=source.stop_ids, **recompute_settings(recompute))  # fmt: skip
     model = PolicyModel(config, tokenizer=nemo_tokenizer(source.tokenizer_folder))
     return built(model, source.load_into, parallel, precision), Path(source.tokenizer_folder)
 

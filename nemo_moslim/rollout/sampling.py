@@ -34,7 +34,8 @@ def sample_tokens(logits: Tensor, draws: Tensor, temperature: float, top_p: floa
 
     Returns:
         tokens int64 [B]; logprobs fp32 [B] under the softmax at this temperature before top_p and top_k (1 in place of
-        a temperature of 0), which is what the policy's update compares with.
+        a temperature of 0), which is what the policy's update compares with. Logits that make no distribution (a NaN,
+        an infinite one, all -inf) give token 0 with a log-probability of NaN.
     """
     scaled = logits.float()
     if temperature not in (0.0, 1.0):
@@ -53,6 +54,7 @@ def sample_tokens(logits: Tensor, draws: Tensor, temperature: float, top_p: floa
             own.copy_(_truncated(own.double() / sums.sum(-1, keepdim=True), top_p, top_k))
             sums = weights.view(len(weights), -1, BLOCK).sum(-1, dtype=torch.float64)
         tokens = _inverse_cumulative(weights, sums, draws.to(sums.device))
+    tokens = tokens.where(normalizer.isfinite(), 0)  # a search among NaNs can end behind the last token
     return tokens, scaled.gather(1, tokens[:, None])[:, 0] - normalizer
 
 

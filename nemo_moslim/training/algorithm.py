@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
-from nemo_moslim.functional.advantages import token_kl
+from nemo_moslim.functional.advantages import adapt_kl_coef, token_kl
 from nemo_moslim.functional.policy_losses import clipped_policy_loss
 from nemo_moslim.parallel.layout import sum_over_data_ranks
+from nemo_moslim.policy_config import PPOConfig, RLOOConfig
 
 POLICY_METRICS = ("clipped", "ratio", "ratio_deviation_max", "approx_kl", "entropy")  # of `policy_loss`
 
@@ -58,6 +59,17 @@ def counted_answers(batches: Sequence[PolicyBatch]) -> int:
     """Answers that are trained on, over all ranks."""
     counted = sum(int(batch.response_mask.any(-1).sum()) for batch in batches)
     return int(sum_over_data_ranks(torch.tensor([counted])).item())
+
+
+def next_kl_coef(
+    kl_coef: float, rollout: Rollout, batches: Sequence[PolicyBatch], config: PPOConfig | RLOOConfig
+) -> float:
+    """What the controller makes of the coefficient that a step has used; the same where no `kl_target` is set."""
+    if config.kl_target is None:
+        return kl_coef
+    answers = counted_answers(batches)
+    kl = float(answer_kl(rollout, batches).sum()) / max(answers, 1)
+    return adapt_kl_coef(kl_coef, kl, config.kl_target, config.kl_horizon, answers)
 
 
 def policy_loss(

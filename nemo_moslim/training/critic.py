@@ -161,6 +161,6 @@ def critic_update(model: TrainedModel, head: ValueReading, batches: list[PolicyB
     def loss(module: torch.nn.Module, output: Tensor, batch: PolicyBatch):
         return head.loss(output, batch)
 
-    found = model.update(batches, critic_step, loss, VALUE_SUMS, place)
+    found = model.update(batches, critic_step, loss, VALUE_SUMS, f"critic: {place}")
     sums = {name: found[name] for name in VALUE_SUMS}
     return {**sums, "value_loss": found["loss"], "value_grad_norm": found["grad_norm"]}

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.functional.advantages import (
-    adapt_kl_coef,
     generalized_advantages,
     masked_moments,
     token_kl,
@@ -15,7 +14,7 @@ from nemo_moslim.functional.advantages import (
 )
 from nemo_moslim.parallel.layout import sum_over_data_ranks
 from nemo_moslim.policy_config import PPOConfig
-from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, counted_answers, policy_loss
+from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, next_kl_coef, policy_loss
 from nemo_moslim.training.rl_batches import with_field
 
 
@@ -53,10 +52,7 @@ class PPO:
             moments += masked_moments(gae[0], batch.response_mask)
         moments = sum_over_data_ranks(moments)
         white = [whiten(a, b.response_mask, moments) for a, b in zip(advantages, batches, strict=True)]
-        if config.kl_target is not None:
-            answers = counted_answers(batches)
-            kl = float(answer_kl(rollout, batches).sum()) / max(answers, 1)
-            self.kl_coef = adapt_kl_coef(used, kl, config.kl_target, config.kl_horizon, answers)
+        self.kl_coef = next_kl_coef(used, rollout, batches, config)
         return with_field(batches, advantages=white, returns=returns), {"kl_coef": used}
 
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

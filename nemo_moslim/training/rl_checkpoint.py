@@ -25,6 +25,7 @@ from nemo_moslim.run_folder import (
     best_record,
     checkpoint_name,
     checkpoints_folder,
+    list_checkpoints,
     mark_best,
 )
 from nemo_moslim.training.trained_model import TrainedModel
@@ -90,6 +91,12 @@ def save_checkpoint(
 ) -> None:
     """Write and publish at once; arguments as of `write_checkpoint`."""
     publish_checkpoint(write_checkpoint(run_dir, step, models, state, contexts))
+
+
+def last_state(run_dir: str | Path) -> dict:
+    """The loop's state in the last checkpoint of a run; empty where there is none."""
+    found = list_checkpoints(run_dir)
+    return json.loads((found[-1] / LOOP_STATE).read_text()) if found else {}
 
 
 def load_checkpoint(checkpoint: Path, models: dict[str, TrainedModel]) -> dict:

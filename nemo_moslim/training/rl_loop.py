@@ -5,6 +5,7 @@ which answers there are, and how they are dealt into updates, is the same in eve
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
 from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero
 from nemo_moslim.policy_config import PolicyTrainingConfig
-from nemo_moslim.rollout.collect import Collector
+from nemo_moslim.rollout.collect import VALIDATION_STEP, Collector, step_name
 from nemo_moslim.rollout.remote_score import ServiceError, ServiceUnavailable
 from nemo_moslim.run_folder import list_checkpoints, remove_old_checkpoints, step_of
 from nemo_moslim.stop_request import StopRequest
@@ -28,12 +29,17 @@ from nemo_moslim.training.critic import Critic, update_place
 from nemo_moslim.training.objective import rewards_to_learn
 from nemo_moslim.training.rl_batches import deal, generator_logprobs, policy_batch, whole_answers, with_field
 from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, publish_checkpoint, write_checkpoint
-from nemo_moslim.training.rl_metrics import mismatch, rollout_metrics, sample_rows, sample_table
+from nemo_moslim.training.rl_metrics import (
+    MISMATCH_SUMS,
+    mismatch,
+    mismatch_sums,
+    rollout_metrics,
+    sample_rows,
+    sample_table,
+)
 from nemo_moslim.training.run_log import RunLog
 from nemo_moslim.training.telemetry import peak_memory_gigabytes
 from nemo_moslim.training.trained_model import FrozenWeights, TrainedModel
-
-VALIDATION_STEP = 2**31  # seeds of validation answers are none of a training step's
 
 
 class PolicyTraining:
@@ -51,12 +57,13 @@ class PolicyTraining:
         vocab_size: int,
         pad_id: int,
         contexts: dict,
+        start: dict,
         loggers: list,
         stop: StopRequest,
     ):
         self.config, self.algorithm, self.policy, self.critic = config, algorithm, policy, critic
         self.collector, self.train, self.validation = collector, train, validation
-        self.vocab_size, self.pad_id, self.contexts = vocab_size, pad_id, contexts
+        self.vocab_size, self.pad_id, self.contexts, self.start = vocab_size, pad_id, contexts, start
         self.schema, self.clock = collector.scorer.schema, collector.clock
         self.models = {"": policy} | (critic.models if critic else {})
         self.reference = FrozenWeights(policy.module)  # before a checkpoint is loaded: the initial policy
@@ -131,7 +138,11 @@ class PolicyTraining:
             print(f"stopping at step {self.step}: told to (SIGTERM); the same command resumes", flush=True)
 
     def train_step(self) -> dict:
-        """One step of the method; its metrics."""
+        """One step of the method; its metrics.
+
+        Raises:
+            FloatingPointError: logits, a reward, a KL, a loss or a gradient that is not finite; the place is named.
+        """
         config, step = self.config, self.step
         prompts = prompts_of_step(len(self.train), step, config.batch.prompts, config.trainer.seed)
         self.log.phase("sampling and scoring")
@@ -154,12 +165,13 @@ class PolicyTraining:
             with self.clock.phase("values"):
                 batches = with_field(batches, old_values=self.critic.values(critic_batches))
 
-        batches, prepared = self.algorithm.prepare(learnt, batches)
         kl = answer_kl(rollout, batches)
+        check_finite_kl(kl, rollout, step_name(step))
+        batches, prepared = self.algorithm.prepare(learnt, batches)
         counted = counted_answers(batches)
         self.log.phase("update")
         rate = self.policy.set_learning_rate(step, config.trainer.max_steps)
-        metrics = self._update(regrouped(batches, updates), critic_batches, critic_updates)
+        metrics = self._update(regrouped(batches, updates), critic_batches, critic_updates, rollout.prompts)
         if (step + 1) % config.trainer.samples_every == 0:
             rows = sample_rows(rollout, self.schema, config.trainer.samples_shown)
             self.log.samples(step + 1, rows, sample_table(rollout, self.schema, len(rows), f"step {step + 1}"))
@@ -213,16 +225,25 @@ class PolicyTraining:
         )
 
     def _update(
-        self, updates: list[list[PolicyBatch]], critic_batches: list[PolicyBatch], critic_plan: list[list[PolicyBatch]]
+        self,
+        updates: list[list[PolicyBatch]],
+        critic_batches: list[PolicyBatch],
+        critic_plan: list[list[PolicyBatch]],
+        prompts: Sequence,
     ) -> dict[str, float]:
         """All epochs of critic and policy; the metrics of the last, and the first update's ratio to the old policy.
 
         The critic goes first: neither reads what the other learns, and when a service's critic fails, the policy is
-        still what it was.
+        still what it was. `prompts` are the rollout's, for errors.
         """
 
+        sampled = self.config.old_logprobs == "generator"  # the first update's log-probabilities are the trainer's own
+        names = (*self.algorithm.metric_names, *(MISMATCH_SUMS if sampled else ()))
+
         def loss(module: torch.nn.Module, hidden: Tensor, batch: PolicyBatch):
-            return self.algorithm.loss(*self._answer_logprobs(module, hidden, batch), batch)
+            logprobs, entropy = self._answer_logprobs(module, hidden, batch)
+            total, count, sums = self.algorithm.loss(logprobs, entropy, batch)
+            return total, count, sums | (mismatch_sums(logprobs, batch) if sampled else {})
 
         orders = [
             np.random.default_rng([self.config.trainer.seed, self.step, epoch]).permutation(len(updates))
@@ -233,17 +254,20 @@ class PolicyTraining:
             with self.clock.phase("critic update"):
                 critic_updates = self._critic_batches(updates, critic_batches, critic_plan)
                 learnt = self.critic.learn(critic_updates, orders, self.step)
-        first_deviation, totals = None, []
+        first, totals = None, []
         for epoch, order in enumerate(orders):
             totals = []
             for number, index in enumerate(order):
-                place, names = update_place(self.step + 1, epoch + 1, number + 1), self.algorithm.metric_names
+                place = update_place(self.step + 1, epoch + 1, number + 1)
                 with self.clock.phase("update"):
-                    sums = self.policy.update(updates[index], hidden_states_step, loss, names, place)
-                if first_deviation is None:
-                    first_deviation = sums["ratio_deviation_max"]
+                    try:
+                        sums = self.policy.update(updates[index], hidden_states_step, loss, names, place)
+                    except FloatingPointError as error:
+                        prompt = prompts[int(updates[index][0].rows[0])]
+                        raise FloatingPointError(f"policy: {error}; the first prompt here is {prompt!r}") from None
+                first = first or sums
                 totals.append({**sums, **(learnt[epoch][number] if learnt else {})})
-        return update_metrics(totals, first_deviation)
+        return update_metrics(totals, first)
 
     def _critic_batches(self, updates, critic_batches, critic_plan) -> list[list[PolicyBatch]]:
         """The critic's batches with the values and returns that were computed for the policy's."""
@@ -270,8 +294,9 @@ class PolicyTraining:
         self.log.write(row)
 
     def _state(self) -> dict:
-        """What a checkpoint holds besides the models: what a controller has made of `kl_coef`, where there is one."""
-        return {"kl_coef": self.algorithm.kl_coef if self._has_controller() else None}
+        """What a checkpoint holds besides the models: what a controller has made of `kl_coef`, where there is one, and
+        the `starting_points`."""
+        return {"kl_coef": self.algorithm.kl_coef if self._has_controller() else None, "start": self.start}
 
     def _has_controller(self) -> bool:
         return getattr(self.algorithm.config, "kl_target", None) is not None
@@ -311,21 +336,33 @@ class PolicyTraining:
         return state["step"]
 
 
+def check_finite_kl(kl: Tensor, rollout: Rollout, place: str) -> None:
+    """FloatingPointError naming the first prompt whose answer's KL [R] is NaN or infinite."""
+    bad = (~torch.isfinite(kl)).nonzero()[:, 0].tolist()
+    if bad:
+        raise FloatingPointError(
+            f"{place}: the KL to the reference of {len(bad)} answers is not finite, first for the prompt "
+            f"{rollout.prompts[bad[0]]!r}; weights are left as they were and the last checkpoint stays; lower "
+            "optimizer.lr or look at the policy"
+        )
+
+
 def regrouped(batches: list[PolicyBatch], like: list[list[PolicyBatch]]) -> list[list[PolicyBatch]]:
     """A flat list of micro-batches cut into updates as `like` is."""
     iterator = iter(batches)
     return [[next(iterator) for _ in update] for update in like]
 
 
-def update_metrics(totals: list[dict[str, float]], first_deviation: float) -> dict[str, float]:
-    """Means over all counted positions of an epoch from the sums of its updates."""
+def update_metrics(totals: list[dict[str, float]], first: dict[str, float]) -> dict[str, float]:
+    """Means over all counted positions of an epoch from the sums of its updates; of the step's first update what it
+    says of the log-probabilities that the answers were sampled with."""
     sums = {name: sum(t[name] for t in totals) for name in totals[0]}
     count, tokens = max(sums["count"], 1.0), max(sums.get("tokens", sums["count"]), 1.0)
     metrics = {
         "loss": sums["loss"] / count,
         "entropy": sums["entropy"] / tokens,
         "grad_norm": sums["grad_norm"] / len(totals),
-        "first_ratio_deviation": first_deviation,
+        "first_ratio_deviation": first["ratio_deviation_max"],
         "ratio_deviation_max": max(t["ratio_deviation_max"] for t in totals),
     }
     for name, label in (
@@ -334,6 +371,9 @@ def update_metrics(totals: list[dict[str, float]], first_deviation: float) -> di
     ):  # fmt: skip
         if name in sums:
             metrics[label] = sums[name] / count
+    if "mismatch" in first:
+        metrics["mismatch"] = first["mismatch"] / max(first.get("tokens", first["count"]), 1.0)
+        metrics["mismatch_max"] = first["mismatch_max"]
     if "value_error" in sums:
         variance = sums["returns_squared"] - sums["returns"] ** 2 / count
         metrics |= {

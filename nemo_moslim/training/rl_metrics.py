@@ -5,11 +5,15 @@ Shapes: R answers, N dimensions.
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.functional.masked import inside
 from nemo_moslim.parallel.layout import maximum_over_data_ranks, sum_over_data_ranks
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.rollout.scorer import asked_levels
+
+MISMATCH_SUMS = ("mismatch", "mismatch_max")  # of `mismatch_sums`
 
 
 def rollout_metrics(rollout: Rollout, schema: PreferenceSchema, by_level: bool = True) -> dict[str, float]:
@@ -63,16 +67,23 @@ def mismatch(rollout: Rollout, batches: list[PolicyBatch]) -> dict[str, float]:
     return {"mismatch": float(total[0] / total[1].clamp(min=1)), "mismatch_max": float(largest)}
 
 
+def mismatch_sums(logprobs: Tensor, batch: PolicyBatch) -> dict[str, Tensor]:
+    """What `mismatch` is made of, of a micro-batch whose `old_logprobs` are the generator's: sum and maximum."""
+    gap = inside(logprobs.detach() - batch.old_logprobs, batch.response_mask).abs().double()
+    return {"mismatch": gap.sum(), "mismatch_max": gap.amax()}
+
+
 def sample_table(rollout: Rollout, schema: PreferenceSchema, count: int, title: str):
     """A rich table of the first answers: asked levels, obtained levels, reward, text."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("asked", "obtained", "reward", "prompt", "answer", title=title, show_lines=True)
     for row in sample_rows(rollout, schema, count):
         asked = " ".join(f"{name} {level}" for name, level in row["preferences"].items()) or "-"
         obtained = " ".join(f"{name} {row['levels'][name]}" for name in row["preferences"]) or "-"
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-        table.add_row(asked, obtained, f"{row['reward']:.2f}", prompt[-200:], row["response"][:500])
+        table.add_row(asked, obtained, f"{row['reward']:.2f}", Text(prompt[-200:]), Text(row["response"][:500]))
     return table
 
 

@@ -9,12 +9,15 @@ from torch import Tensor
 from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.functional.advantages import leave_one_out
 from nemo_moslim.policy_config import RLOOConfig
-from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, policy_loss
+from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, next_kl_coef, policy_loss
 from nemo_moslim.training.rl_batches import answer_mask, generator_logprobs, with_field
 
 
 class RLOO:
-    """The KL to the reference, summed over the answer, is taken off its reward before the comparison."""
+    """The KL to the reference, summed over the answer, is taken off its reward before the comparison.
+
+    `kl_coef` is the controller's state where a target is set, as PPO's.
+    """
 
     uses_critic = False
     unit = 1
@@ -22,17 +25,23 @@ class RLOO:
 
     def __init__(self, config: RLOOConfig):
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
+        self.kl_coef = config.kl_coef
 
     def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         """See `Algorithm`."""
         return all_rows(rollout, usable)
 
     def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
-        """One advantage per answer, the same on all its tokens. One that does not count is still compared with."""
-        shaped = rollout.rewards - self.config.kl_coef * whole_answer_kl(rollout, batches)
+        """One advantage per answer, the same on all its tokens; the KL controller moves on.
+
+        An answer that does not count is still compared with.
+        """
+        used = self.kl_coef
+        shaped = rollout.rewards - used * whole_answer_kl(rollout, batches)
         advantages = leave_one_out(shaped, rollout.groups)
         columns = [advantages[batch.rows][:, None] * batch.response_mask for batch in batches]
-        return with_field(batches, advantages=columns), {"kl_coef": self.config.kl_coef}
+        self.kl_coef = next_kl_coef(used, rollout, batches, self.config)
+        return with_field(batches, advantages=columns), {"kl_coef": used}
 
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """See `policy_loss`."""

@@ -23,6 +23,7 @@ from nemo_moslim.parallel.layout import (
 )
 from nemo_moslim.parallel.start_checks import check_policy
 from nemo_moslim.policy_config import PolicyTrainingConfig, is_service
+from nemo_moslim.rollout.answer import answer_ends
 from nemo_moslim.rollout.collect import Collector
 from nemo_moslim.rollout.generate import MegatronGenerator
 from nemo_moslim.rollout.open_model import open_critic, open_level_critic, open_policy, open_reward_model
@@ -38,9 +39,10 @@ from nemo_moslim.training.experiment_loggers import experiment_loggers
 from nemo_moslim.training.online_dpo import OnlineDPO
 from nemo_moslim.training.ppo import PPO
 from nemo_moslim.training.remote_critic import RemoteCritic
-from nemo_moslim.training.rl_checkpoint import remove_unfinished, write_context
+from nemo_moslim.training.rl_checkpoint import last_state, remove_unfinished, write_context
 from nemo_moslim.training.rl_loop import PolicyTraining
 from nemo_moslim.training.rloo import RLOO
+from nemo_moslim.training.starting_points import check_starting_points, starting_points
 from nemo_moslim.training.telemetry import peak_memory_over_ranks, read_metrics
 from nemo_moslim.training.trained_model import TrainedModel
 from nemo_moslim.versions import package_versions
@@ -73,9 +75,11 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     `parallel.layout.initialize` comes first.
 
     Raises:
-        ValueError: data or models that cannot be used.
+        ValueError: data or models that cannot be used, or others than those that the run began with.
     """
     run_dir, parallel = Path(config.run_dir), config.parallel
+    start = starting_points(config)
+    check_starting_points(last_state(run_dir).get("start", {}), start, config.run_dir)
     if is_rank_zero():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
@@ -88,6 +92,7 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     asked = scorer.schema if config.objective.name == "preferences" else None
     model, tokenizer_folder = open_policy(config.policy, parallel, config.precision, asked, config.recompute)
     encoder = ChatEncoder(load_tokenizer(tokenizer_folder))
+    ends = answer_ends(encoder, model, config.generation)
     max_length = config.max_length or model.config.seq_length
     train, validation = prompt_data(config, scorer, encoder, max_length)
     algorithm = ALGORITHM_CLASSES[config.algorithm.name](config.algorithm)
@@ -102,13 +107,13 @@ def prepare_training(config: PolicyTrainingConfig) -> PolicyTraining:
     for name, trained in critic.models.items() if critic else ():
         contexts[name] = write_context(trained.model, run_dir / "context" / name)
     vocab_size = len(encoder.tokenizer)
-    generator = MegatronGenerator(policy.module, config.generation, [encoder.eos_id], vocab_size, max_length)
+    generator = MegatronGenerator(policy.module, config.generation, ends, vocab_size, max_length)
     collector = Collector(
         generator, scorer, encoder.tokenizer, algorithm.samples, config.trainer.seed, config.cut_penalty, Clock()
     )
     return PolicyTraining(
         config, algorithm, policy, critic, collector, train, validation, vocab_size, encoder.pad_id, contexts,
-        experiment_loggers(config), stop,
+        start, experiment_loggers(config), stop,
     )  # fmt: skip
 
 
@@ -189,7 +194,7 @@ def open_trained_critic(config: PolicyTrainingConfig, tokenizer_folder: Path, ma
 
 
 def write_summary(config: PolicyTrainingConfig, training: PolicyTraining, finished: bool) -> None:
-    """summary.json: last metrics, seconds per phase, rates, peak memory over ranks, versions."""
+    """summary.json: prompts, last metrics, seconds per phase, rates, peak memory over ranks, versions."""
     peak = peak_memory_over_ranks()
     if not is_rank_zero():
         return
@@ -203,6 +208,7 @@ def write_summary(config: PolicyTrainingConfig, training: PolicyTraining, finish
     summary = {
         "steps": training.step,
         "finished": finished,
+        "prompts": {"train": counts(training.train), "validation": counts(training.validation)},
         "train": {k: v for k, v in rows[-1].items() if k not in ("validation", "seconds")} if rows else {},
         "validation": validations[-1] if validations else {},
         "seconds": {name: round(value, 3) for name, value in phases.items()},
@@ -215,3 +221,8 @@ def write_summary(config: PolicyTrainingConfig, training: PolicyTraining, finish
         "versions": package_versions(),
     }
     write_atomically(Path(config.run_dir) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def counts(data: PromptDataset | None) -> dict[str, int] | None:
+    """How many prompts are used, were cut, and were left out; None where there are none."""
+    return {"used": len(data), "cut": data.cut, "dropped": data.dropped} if data else None

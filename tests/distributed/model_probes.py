@@ -95,7 +95,7 @@ def write_answers(model, tokenizer: Path, file: Path) -> None:
     from nemo_moslim.rollout.generate import MegatronGenerator
     from nemo_moslim.rollout.score import unwrapped
 
-    settings = GenerationConfig(max_new_tokens=6, temperature=0, top_p=1, top_k=0, batch_size=3)
+    settings = GenerationConfig(max_new_tokens=6, temperature=0, top_p=1, top_k=0, stop_tokens=[], batch_size=3)
     generator = MegatronGenerator(unwrapped(model), settings, [], len(load_tokenizer(tokenizer)), 64)
     made = generator.generate(prompts(), [(row,) for row in range(3)])
     if is_rank_zero():

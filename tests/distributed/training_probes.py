@@ -349,7 +349,7 @@ def generation_against_full_forward(run_dir: str, prompts: list[list[int]], temp
                 break
         found["naive"].append([tokens[len(prompts[row // samples]) :], logprobs, tokens[-1] == eos])
     for size in batches:
-        settings = GenerationConfig(limit, temperature, 1.0, 0, size)
+        settings = GenerationConfig(limit, temperature, 1.0, 0, [], size)
         made = MegatronGenerator(module, settings, [eos], vocab, 64).generate(prompts, seeds, samples)
         rows = zip(made.tokens, made.logprobs, made.finished, strict=True)
         found[str(size)] = [[t.tolist(), lp.tolist(), bool(f)] for t, lp, f in rows]

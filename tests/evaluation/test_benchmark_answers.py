@@ -36,7 +36,7 @@ class PaperPolicy:
         for row, number in zip(rows, numbers, strict=True):
             last = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
             texts.append(f"on {last[-8:]}: {number}")
-        return texts, [5] * len(rows)
+        return texts, [5] * len(rows), 0
 
 
 def settings(**changes):

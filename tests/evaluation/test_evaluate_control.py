@@ -41,7 +41,7 @@ def test_answers_are_kept_where_the_report_fails(tmp_path):
     rows = [{"prompt": "p", "preferences": {}, "response": "r", "levels": {"overall": 1}, "length": 1}]
     config = SimpleNamespace(output=str(tmp_path / "o"), bootstrap_samples=10, seed=1)
     with pytest.raises(ValueError, match="'overall'"):
-        write_control(rows, [], PreferenceSchema.from_dict(SCHEMA), "world", config)
+        write_control(rows, [], PreferenceSchema.from_dict(SCHEMA), {"judge": "world"}, config)
     assert json.loads((tmp_path / "o" / "answers.jsonl").read_text()) == rows[0]
 
 

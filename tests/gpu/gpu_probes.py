@@ -161,7 +161,7 @@ def greedy_answers(run: str, prompts: list[list[int]], transformer_engine: bool)
 
     model, _ = open_policy(run, parallel, "fp32")
     vocab, limit = model.config.vocab_size, 16
-    settings = GenerationConfig(limit, temperature=0.0, top_p=1.0, top_k=0, batch_size=4)
+    settings = GenerationConfig(limit, temperature=0.0, top_p=1.0, top_k=0, stop_tokens=[], batch_size=4)
     generator = MegatronGenerator(model.module, settings, [vocab], vocab, 128)  # no token ends an answer
     made = generator.generate(prompts, [(1, place) for place in range(len(prompts))], 1)
     again, best = [], []

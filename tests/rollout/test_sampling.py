@@ -81,6 +81,19 @@ def test_a_token_of_probability_zero_is_never_taken():
     assert sample(1 - 1e-16, logits=logits)[0] == 1
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (0.5, 0.9, 3), (0.0, 1.0, 0)])
+def test_logits_that_make_no_distribution_are_told_by_the_logprob(bad, temperature, top_p, top_k):
+    logits = torch.zeros(4, BLOCK + 3)
+    logits[1] = bad
+    logits[2, 5] = bad
+    draws = torch.full((4,), 0.999, dtype=torch.float64)
+    tokens, logprobs = sample_tokens(logits, draws, temperature, top_p, top_k)
+    assert logprobs.isnan().tolist() == [False, True, True, False] and tokens[1:3].tolist() == [0, 0]
+    nothing = torch.full((1, 4), -torch.inf)
+    assert sample_tokens(nothing, draws[:1], temperature, top_p, top_k)[1].isnan().all()
+
+
 def test_draws_depend_on_the_rows_own_seed_alone():
     together = uniform_draws([(1, 2, 3), (1, 2, 4), (1, 3, 3)], 8)
     alone = uniform_draws([(1, 2, 4)], 8)

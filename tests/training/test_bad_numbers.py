@@ -46,4 +46,16 @@ def test_a_policy_whose_loss_is_no_number(trainings, policy_arguments, tmp_path)
         "train", entry="train_policy", arguments=[*policy_arguments, *settings, f"run_dir={tmp_path}"]
     )
     assert trainings.wait(job) == [1]
-    assert "FloatingPointError: step 1, epoch 1, update 2: loss is nan: weights are left as they were" in job.output()
+    place = "policy: step 1, epoch 1, update 2: loss is nan: weights are left as they were"
+    assert f"FloatingPointError: {place}" in job.output() and "; the first prompt here is '" in job.output()
+
+
+def test_a_policy_whose_logits_are_no_numbers(trainings, policy_arguments, tmp_path):
+    settings = ["algorithm=rloo", "algorithm.samples=2", "optimizer.lr=1e30", "trainer.checkpoint_every=1"]
+    job = trainings.start(
+        "train", entry="train_policy",
+        arguments=[*policy_arguments, *settings, "trainer.validate_every=4", f"run_dir={tmp_path}"],
+    )  # fmt: skip
+    assert trainings.wait(job) == [1]
+    assert "FloatingPointError: step 2, generation: the logits of token 1 of an answer to prompt" in job.output()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step=000001"]

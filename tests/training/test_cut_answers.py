@@ -66,10 +66,28 @@ def test_the_kl_controller_holds_the_mean_of_the_answers_that_count(batches):
     assert ppo.kl_coef == pytest.approx(0.1 * (1 + (kl / 1.3 - 1) * 3 / 100), rel=1e-6)
 
 
+def test_rloos_kl_controller_moves_as_ppos(batches):
+    from nemo_moslim.training.rloo import RLOO
+
+    config = RLOOConfig(
+        name="rloo", samples=2, epochs=1, kl_coef=0.5, kl_target=1.0, kl_horizon=50, clip_ratio=0.2, entropy_coef=0.0
+    )
+    rloo = RLOO(config)
+    (first,), metrics = rloo.prepare(rollout([1.0, 2.0, 3.0, 4.0]), batches)
+    assert metrics == {"kl_coef": 0.5}  # as used in the step
+    # 4.2 nats over the three answers that count: 0.4 above the target of 1.0, clipped at 0.2
+    assert rloo.kl_coef == pytest.approx(0.5 * (1 + 0.2 * 3 / 50), rel=1e-6)
+    (second,), metrics = rloo.prepare(rollout([1.0, 2.0, 3.0, 4.0]), batches)
+    assert metrics == {"kl_coef": pytest.approx(0.506)}
+    # rewards 3 and 4, KL 0.8 and 1.4: the first of them gains 0.6 nats' worth of the larger coefficient
+    change = (second.advantages - first.advantages)[2, 0]
+    assert float(change) == pytest.approx(0.006 * 0.6, rel=1e-3)
+
+
 def test_rloo_compares_with_a_cut_answers_reward_less_its_kl(batches):
     from nemo_moslim.training.rloo import RLOO
 
-    rloo = RLOO(RLOOConfig(name="rloo", samples=2, epochs=1, kl_coef=0.5, clip_ratio=0.2, entropy_coef=0.0))
+    rloo = RLOO(RLOOConfig("rloo", 2, 1, kl_coef=0.5, kl_target=None, kl_horizon=1, clip_ratio=0.2, entropy_coef=0.0))
     (prepared,), _ = rloo.prepare(rollout([1.0, 2.0, 3.0, 4.0]), batches)
     shaped = [1.0 - 0.5 * 2.0, 2.0 - 0.5 * 3 * 0.9, 3.0 - 0.5 * 0.8, 4.0 - 0.5 * 1.4]
     first, second = shaped[0] - shaped[1], shaped[2] - shaped[3]

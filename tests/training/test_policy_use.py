@@ -93,6 +93,7 @@ def test_control_is_judged_by_the_reward_model(trainings, policy_run, reward_run
     asked = [json.loads(line)["preferences"] for line in (prompt_dir / "train.jsonl").read_text().splitlines()]
     assert report["helpfulness"]["n"] == sum("helpfulness" in p for p in asked)
     assert report["overall"]["untagged"]["n"] == sum(not p for p in asked) + 5
+    assert report["overall"]["prompts_cut"] == 0 and report["overall"]["cut_for_scoring"] == 0.0
     assert report["overall"]["judge"] == "reward_model" and report["overall"]["unseen"]["n"] > 0
     answers = [json.loads(line) for line in (tmp_path / "1" / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 45 and all(1 <= row["levels"]["helpfulness"] <= 5 for row in answers)
@@ -115,11 +116,12 @@ def with_other_token_numbers(run, copy):
 
 
 def test_mistakes_are_told_in_one_line(
-    trainings, policy_run, reward_run, sft_run, prompt_dir, policy_arguments, tmp_path
+    trainings, policy_run, exported, reward_run, sft_run, prompt_dir, policy_arguments, tmp_path
 ):
     rest = [argument for argument in policy_arguments if not argument.startswith("policy=")]
     other = with_other_token_numbers(sft_run, tmp_path / "other")
     train = [*policy_arguments, f"run_dir={tmp_path}/run"]
+    settings = (policy_run / "config.yaml").read_text()
     cases = {
         "train_policy": [
             ([*rest, f"policy={reward_run}", f"run_dir={tmp_path}/run"], "a reward model, where a language model"),
@@ -131,6 +133,8 @@ def test_mistakes_are_told_in_one_line(
             ([*train, "algorithm=dpo"], "algorithm"),
             ([*rest, f"policy={other}", f"run_dir={tmp_path}/run", "algorithm=ppo"], "numbers tokens otherwise"),
             ([*train, "algorithm.beta=1"], "beta"),
+            ([*policy_arguments, f"run_dir={policy_run}", "trainer.seed=77"], "and is 77 now: give another run_dir"),
+            ([*train, "generation.stop_tokens=[red apple]"], "generation.stop_tokens=['red apple']: 'red apple' is"),
         ],
         "evaluate": [
             (["task=controllability", f"policy={policy_run}", f"data={prompt_dir}/train.jsonl", f"output={tmp_path}/c"],
@@ -142,6 +146,13 @@ def test_mistakes_are_told_in_one_line(
             ([f"policy={policy_run}", "prompt=<helpfulness 9> a"], "level of helpfulness must be in 1..5"),
             ([f"policy={policy_run}", "prompt=a", "compare=beauty"], "unknown dimension 'beauty'"),
             ([f"policy={policy_run}", f"input={prompt_dir}/train.jsonl"], "output"),
+            ([f"policy={policy_run}", "input=a", "output=b", "compare=harmless"],
+             "compare='harmless': expected no compare"),
+            *(
+                ([f"policy={policy}", "preferences=datatype2", "prompt=<helpfulness 1> a"],
+                 "ask for helpfulness in 2 levels, and the policy was trained to follow helpfulness in 5")
+                for policy in (policy_run, exported)
+            ),
         ],
     }  # fmt: skip
     for entry, wrong in cases.items():
@@ -150,3 +161,4 @@ def test_mistakes_are_told_in_one_line(
             assert found["code"] == 2 and expected in found["stderr"] and "Traceback" not in found["stderr"], found
             assert len(found["stderr"].strip().splitlines()) <= 2, found
     assert not (tmp_path / "c").exists()
+    assert (policy_run / "config.yaml").read_text() == settings

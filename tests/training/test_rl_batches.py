@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -65,3 +67,39 @@ def test_a_batch_holds_prompt_then_answer_and_masks_what_must_not_count(rl_batch
     assert (moved.answer_rows.tolist(), moved.answer_places.tolist()) == ([1, 1], [0, 1])
     plain = rl_batches.policy_batch(made, np.array([0]), counted, pad_id=0, multiple=1, tagged=False)
     assert plain.tokens.tolist() == [[1, 2, 4, 5]] and plain.prompt_lengths.tolist() == [2]
+
+
+def test_a_critic_that_reads_no_tags_learns_the_returns_of_the_same_answers(rl_batches, monkeypatch):
+    """`algorithm.critic_reads_preferences=false`, in two steps, whose deals differ."""
+    from nemo_moslim.training import rl_loop
+
+    monkeypatch.setattr(rl_loop, "data_parallel_place", lambda: (0, 1))
+    made = rollout([[9, 1], [9, 2, 2], [9, 3], [9, 4, 4, 4]], [[4], [5, 5], [6, 6, 6], [7]])
+    loop = object.__new__(rl_loop.PolicyTraining)
+    loop.config = SimpleNamespace(
+        trainer=SimpleNamespace(seed=1), batch=SimpleNamespace(mini_size=2, micro_size=2),
+        parallel=SimpleNamespace(tensor=1, sequence=False),
+    )  # fmt: skip
+    loop.algorithm = SimpleNamespace(unit=1, config=SimpleNamespace(critic_reads_preferences=False))
+    loop.critic, loop.pad_id, deals = object(), 0, []
+    for step in (0, 1):
+        loop.step = step
+        updates, plan = loop._deal(made, np.arange(4), np.ones(4, dtype=bool))
+        flat = [batch for update in updates for batch in update]
+        returns = [10.0 * batch.rows[:, None] + batch.response_mask.cumsum(1) for batch in flat]
+        filled = rl_loop.with_field(flat, old_values=[-column for column in returns], returns=returns)
+        critic = loop._critic_batches(rl_loop.regrouped(filled, updates), [b for update in plan for b in update], plan)
+        assert [len(update) for update in critic] == [1, 1]
+        for mine, policys in zip([batch for update in critic for batch in update], filled, strict=True):
+            assert torch.equal(mine.returns, policys.returns) and torch.equal(mine.old_values, policys.old_values)
+            assert torch.equal(mine.response_mask, policys.response_mask)
+            for place, row in enumerate(mine.rows.tolist()):
+                answer = made.answers[row].tolist()
+                for batch, prompts in ((mine, made.plain_prompt_tokens), (policys, made.prompt_tokens)):
+                    expected = [*prompts[row].tolist(), *answer]
+                    assert batch.tokens[place, : len(expected)].tolist() == expected
+                assert mine.returns[place, : len(answer)].tolist() == [
+                    10.0 * row + k for k in range(1, len(answer) + 1)
+                ]
+        deals.append([batch.rows.tolist() for batch in filled])
+    assert deals[0] != deals[1]

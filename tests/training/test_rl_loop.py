@@ -35,6 +35,7 @@ def make(monkeypatch):
         trainer = dict(max_steps=3, validate_every=2, checkpoint_every=100, keep_checkpoints=2) | settings
         loop.config = SimpleNamespace(run_dir="run", trainer=SimpleNamespace(**trainer))
         loop.step, loop.models, loop.contexts, loop.critic, loop.validation = 0, {}, {}, None, None
+        loop.start = {"policy": "p"}
         loop.algorithm, loop.clock, loop.log = SimpleNamespace(config=SimpleNamespace()), Clock(), Log(events)
         loop.stop = SimpleNamespace(told=False, listen=lambda: None)
 
@@ -114,7 +115,7 @@ def test_a_resumed_kl_coef_is_the_controllers_or_the_configured_one(make, monkey
     monkeypatch.setattr(rl_loop, "list_checkpoints", lambda run_dir: [tmp_path])
     monkeypatch.setattr(rl_loop, "load_checkpoint", lambda *_: {"step": 4, "kl_coef": 0.7})
     assert loop._resume() == 4 and loop.algorithm.kl_coef == used
-    assert loop._state() == {"kl_coef": used if target else None}
+    assert loop._state() == {"kl_coef": used if target else None, "start": {"policy": "p"}}
 
 
 def test_a_resumed_critic_learns_at_the_configured_rate(monkeypatch):

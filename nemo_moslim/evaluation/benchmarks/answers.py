@@ -45,7 +45,7 @@ def settings_digest(config: EvaluateConfig) -> str:
     """What an answer depends on beside its prompt, as 16 hex digits. A checkpoint is known by its path and date."""
     path = resolve_checkpoint(config.policy) if is_run(config.policy) else Path(config.policy)
     dated = path / "weights" if (path / "weights").is_dir() else path / "config.json"
-    sampling = {k: v for k, v in to_plain(config.generation).items() if k != "batch_size"}
+    sampling = {k: v for k, v in to_plain(config.generation).items() if k != "batch_size" and v != []}
     parts = [str(path.resolve()), dated.stat().st_mtime_ns if dated.exists() else 0, sampling, config.seed,
              config.precision, to_plain(config.preferences)]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -172,7 +172,7 @@ class Interview:
     def _answers(self, name: str, part: Sequence[Asked], settings: str) -> list[dict[str, Any]]:
         rows = [{"prompt": asked.prompt, "preferences": asked.preferences} for asked in part]
         numbers = [_number(name, asked.place) for asked in part]
-        texts, lengths = self.answerer.answer(rows, self.schema, self.config.seed, "cut_left", name, numbers)
+        texts, lengths, _ = self.answerer.answer(rows, self.schema, self.config.seed, "cut_left", name, numbers)
         return [
             {"key": asked.place[0], "turn": asked.place[1], "prompt": asked.prompt, "asked": asked.preferences,
              "response": text, "tokens": length, "cut": asked.cut, "settings": settings}

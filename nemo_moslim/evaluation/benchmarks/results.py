@@ -124,6 +124,7 @@ def _mean(
 def print_result(name: str, result: dict[str, Any]) -> None:
     """One table: a line per group, a column per dimension, and the attacks that came through."""
     from rich.table import Table
+    from rich.text import Text
 
     console = table_console()
     columns = dict(result["scores"])
@@ -134,7 +135,7 @@ def print_result(name: str, result: dict[str, Any]) -> None:
     for kind, groups in next(iter(columns.values()))["groups"].items():
         for group in groups:
             cells = (_cell(split["groups"][kind][group]) for split in columns.values())
-            table.add_row(f"{kind} {group}", *cells)
+            table.add_row(Text(f"{kind} {group}"), *cells)
     console.print(table)
     for key in ("prompts_cut", "prompts_dropped", "answers_at_max_new_tokens", "rows_repeated"):
         if result[key]:
@@ -144,7 +145,7 @@ def print_result(name: str, result: dict[str, Any]) -> None:
         if lost:
             console.print(f"  {dimension} without a score: " + ", ".join(f"{n} {status}" for status, n in lost.items()))
     for note in result["notes"]:
-        console.print(f"  note: {note}")
+        console.print(f"  note: {note}", markup=False)
 
 
 def _cell(entry: dict[str, Any]) -> str:
