@@ -2,10 +2,12 @@
 
 python examples/compare.py methods=[moslim,morlhf,rewarded_soups] data=world seeds=3 output=runs/compare
 python examples/compare.py methods=[moslim] datatypes=[1,2,3,4] algorithms=[rloo,ppo,online_dpo] output=runs/compare
+python examples/compare.py data=DIR budget=folder output=runs/compare-real     # your own files
 python examples/compare.py budget=smoke seeds=1 output=runs/smoke        # a few steps of everything
 
 The same command goes on where it was stopped; stages that methods share run once, and again only where a setting that
-they depend on has changed.
+they depend on has changed. The report is of the methods named in the call and replaces the one before: to add a method,
+name the earlier ones again, whose finished stages are taken as they are.
 """
 
 from nemo_moslim.cli import hydra_main

@@ -63,6 +63,7 @@ class PrepareBaselineConfig:
     preferences: dict[str, DimensionConfig]
     pairs_per_prompt: int
     dimension: str | None
+    margins: list[str] | None
     offline: str | None
     prompts: int
     quantile: float
@@ -76,6 +77,8 @@ class PrepareBaselineConfig:
         require(len(self.input) == 1 or self.task == "ric_online", "input", self.input, "one folder")
         if self.task == "modpo_pairs":
             one_of("dimension", self.dimension, tuple(self.preferences))
+            for name in self.margins or ():
+                one_of("margins", name, tuple(other for other in self.preferences if other != self.dimension))
         if self.task in ("ric_prompts", "ric_online"):
             require(self.offline, "offline", self.offline, "the folder that task=ric_offline wrote")
         positive("", self, "pairs_per_prompt", "prompts")

@@ -9,6 +9,11 @@ ALGORITHMS = ("ppo", "rloo", "online_dpo")
 WEIGHTED_OBJECTIVES = ("weighted_sum", "gdpo")
 COMPARED_METHODS = ("moslim", "morlhf", "rewarded_soups", "gdpo", "modpo", "cpsft", "cdpo", "ric")
 
+WHY_NOT = {
+    "online_dpo": "conf/budget ties policies for one weight vector to the start by algorithm.kl_coef",
+    "ppo": "GDPO compares the answers to a prompt, of which PPO has one",
+}
+
 
 @dataclass
 class ComparisonFiles:
@@ -94,5 +99,14 @@ class CompareConfig:
             one_of("datatypes", number, (1, 2, 3, 4))
         for name in ("methods", "algorithms", "datatypes", "sizes"):
             require(getattr(self, name), name, getattr(self, name), "at least one")
+        first = self.algorithms[0]
+        for name, without in (("online_dpo", ("morlhf", "rewarded_soups", "gdpo")), ("ppo", ("gdpo",))):
+            cannot = [method for method in without if method in self.methods]
+            require(
+                first != name or not cannot,
+                "algorithms",
+                self.algorithms,
+                f"another one first with methods={cannot}, which train with the first: {WHY_NOT[name]}",
+            )
         one_of("ric_map", self.ric_map, ("linf", "l2"))
         positive("", self, "seeds", "ranks", "bootstrap_samples")

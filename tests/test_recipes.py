@@ -4,12 +4,14 @@ from functools import partial
 
 import pytest
 
+from nemo_moslim.baseline_config import PairTrainingConfig
 from nemo_moslim.cli import compose_config
 from nemo_moslim.comparison.bench import Bench
 from nemo_moslim.comparison.compare import planned
 from nemo_moslim.comparison.study import Study
 from nemo_moslim.comparison_config import CompareConfig
 from nemo_moslim.config import RewardModelTrainingConfig, SFTConfig, parse
+from nemo_moslim.evaluation_config import EvaluateConfig, GenerateConfig
 from nemo_moslim.parallel.layout_checks import check_batch, check_policy_batch
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.stages import flat
@@ -64,14 +66,16 @@ def test_table1():
 
 
 @pytest.mark.parametrize("first", ["rloo", "ppo"])
-@pytest.mark.parametrize("budget", ["world", "smoke"])
+@pytest.mark.parametrize("budget", ["world", "smoke", "folder"])
 def test_comparison(budget, first, tmp_path):
     """Every training of every method, with each algorithm for MOSLIM and either of two for the others."""
     others = [name for name in ("rloo", "ppo", "online_dpo") if name != first]
     settings = [f"budget={budget}", f"algorithms=[{','.join([first, *others])}]", "seeds=1", f"output={tmp_path}"]
     if first == "ppo":
         settings.append("methods=[moslim,morlhf,rewarded_soups]")  # GDPO needs groups of answers
-    composed = compose_config("compare", settings, path_keys=("output",), open_keys=("sizes",))
+    if budget == "folder":
+        settings.append(f"data={tmp_path}")  # a folder; its files are not looked at
+    composed = compose_config("compare", settings, path_keys=("output", "data"), open_keys=("sizes",))
     config = parse(composed, CompareConfig)
     bench = Bench(Study(tmp_path, RANKS), config)
     planned(bench)
@@ -80,7 +84,13 @@ def test_comparison(budget, first, tmp_path):
         "train_rm.py": partial(check_supervised_settings, "train_rm", RewardModelTrainingConfig),
         "train_policy.py": check_policy_settings,
     }
+    if first == "rloo":
+        checks["train_dpo.py"] = partial(check_supervised_settings, "train_dpo", PairTrainingConfig)
     trained = [stage for stage in bench.study.stages.values() if stage.script in checks]
     assert {stage.script for stage in trained} == set(checks)
     for stage in trained:
         checks[stage.script](stage.settings)
+    for stage in bench.study.stages.values():
+        for command, checked in (("evaluate", EvaluateConfig), ("generate", GenerateConfig)):
+            if stage.script == f"{command}.py":
+                parse(compose_config(command, stage.settings), checked)

@@ -10,13 +10,14 @@ from nemo_moslim.preferences import PreferenceSchema
 
 
 def margin_pairs(
-    rows: Sequence[Row], schema: PreferenceSchema, objective: str, per_prompt: int, seed: int
+    rows: Sequence[Row], schema: PreferenceSchema, objective: str, others: Sequence[str], per_prompt: int, seed: int
 ) -> Iterator[Row]:
     """Pairs ordered by the ratings of one dimension; equal or missing ratings make no pair.
 
     Args:
         rows: rated answers with scores of reward models ({"prompt", "response", "labels", "scores"}).
-        objective: the dimension that orders the pairs; the others give the margins.
+        objective: the dimension that orders the pairs.
+        others: the dimensions that give margins; the rows need their scores.
 
     Yields:
         {"prompt", "chosen", "rejected", "objective", "margins" {dimension: score of chosen - score of rejected}}.
@@ -25,7 +26,6 @@ def margin_pairs(
         ValueError: an unknown dimension, rows without scores.
     """
     own = schema.dimension(objective)
-    others = [name for name in schema.names if name != objective]
     for number, row in enumerate(rows, 1):
         missing = [name for name in others if name not in row.get("scores", {})]
         if missing:

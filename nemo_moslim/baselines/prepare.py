@@ -66,8 +66,12 @@ def _cdpo_pairs(config: PrepareBaselineConfig, schema: PreferenceSchema) -> tupl
 
 
 def _modpo_pairs(config: PrepareBaselineConfig, schema: PreferenceSchema) -> tuple[dict, dict]:
+    others = config.margins
+    if others is None:
+        others = [name for name in schema.names if name != config.dimension]
+
     def make(rows: list[Row]) -> Iterable[Row]:
-        return margin_pairs(rows, schema, config.dimension, config.pairs_per_prompt, config.seed)
+        return margin_pairs(rows, schema, config.dimension, others, config.pairs_per_prompt, config.seed)
 
     return _pair_splits(config, make, schema), {}
 

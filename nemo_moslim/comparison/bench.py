@@ -59,11 +59,11 @@ class Bench:
     def _prepare(self, name: str, *settings: str) -> Path:
         return self.study.stage(name, "data", "prepare_data.py", *settings, output="output")
 
-    def _source(self, task: str, files: list[str], world: list[str]) -> tuple[str, ...]:
+    def _source(self, task: str, files: list[str], settings: list[str]) -> tuple[str, ...]:
         if self.is_world:
-            return (f"task={task}", "source=world", "seed=1", *world)
+            return (f"task={task}", "source=world", "seed=1", *settings)
         inputs = listed(f"{self.config.data}/{file}" for file in files)
-        return (f"task={task}", f"input={inputs}", "seed=1", "on_bad_row=quarantine")
+        return (f"task={task}", f"input={inputs}", "seed=1", "on_bad_row=quarantine", *settings)
 
     @cached_property
     def sft_data(self) -> Path:
@@ -92,7 +92,7 @@ class Bench:
         """Prompts that all policies are tested on, asked for random levels."""
         if self.is_world:
             return self.prompts() / "test.jsonl"
-        source = self._source("prompts", self.config.files.test_prompts, [])
+        source = self._source("prompts", self.config.files.test_prompts, self.budget.prompts)
         return self._prepare("test-prompts", *source, "validation=0") / "train.jsonl"
 
     @cached_property
@@ -101,10 +101,10 @@ class Bench:
         source = self._source("cpsft", self.config.files.ratings, self.budget.ratings)
         return self._prepare("tagged-answers", *source, f"preferences=datatype{RIVALS_DATATYPE}")
 
-    @cached_property
-    def scored_answers(self) -> Path:
-        """The rated answers with the scores of the single-objective reward models."""
-        return self.score("scored-answers", self.ratings(), "")
+    def scored_answers(self, dimensions: Iterable[str]) -> Path:
+        """The rated answers with the scores of these dimensions' reward models."""
+        names = list(dimensions)
+        return self.score("-".join(["scored-answers", *names]), self.ratings(), "", names)
 
     # models
 
@@ -113,15 +113,20 @@ class Bench:
         return self.study.stage(name, kind, script, *settings, ranks=self.study.ranks)
 
     def language_model(self, size: str = "") -> Path:
-        """The SFT model of a size; the first size's is every policy's start. On the world it begins with the quiz."""
+        """The SFT model of a size; the first size's is every policy's start. On the world it begins with the quiz.
+
+        A base model (model.init=…) keeps its own tokenizer.
+        """
         size = size or self.first_size
-        tokenizer, start = f"tokenizer={self.tokenizer}", list(self.config.sizes[size])
+        start = list(self.config.sizes[size])
+        has_tokenizer = any(setting.startswith("model.init=") for setting in start)
+        tokenizer = () if has_tokenizer else (f"tokenizer={self.tokenizer}",)
         if self.is_world:
             quiz = self._prepare("quiz-data", *self._source("sft", [], self.budget.quiz_data))
-            learnt = self.train(f"quiz-{size}", "language model", "train_sft.py", f"data={quiz}", tokenizer, *start,
+            learnt = self.train(f"quiz-{size}", "language model", "train_sft.py", f"data={quiz}", *tokenizer, *start,
                                 *self.budget.quiz)  # fmt: skip
             start = [f"model.init={learnt}"]
-        return self.train(f"sft-{size}", "language model", "train_sft.py", f"data={self.sft_data}", tokenizer, *start,
+        return self.train(f"sft-{size}", "language model", "train_sft.py", f"data={self.sft_data}", *tokenizer, *start,
                           *self.budget.sft)  # fmt: skip
 
     def reward_model(self, datatype: int = RIVALS_DATATYPE, size: str = "") -> Path:
@@ -160,11 +165,16 @@ class Bench:
         return self.online_policy(name, seed, self.prompts(datatype), [self.reward_model(datatype, size)], *chosen)
 
     def weighted_policy(self, name: str, weights: Mapping[str, float], seed: int, objective: str) -> Path:
-        """A policy for one weight vector, one of several; only the reward models that count are asked."""
+        """A policy for one weight vector, one of several; only the reward models that count are asked.
+
+        The policies of all weight vectors together train for as many steps as MOSLIM's one with this algorithm.
+        """
         counted = {dimension: weight for dimension, weight in weights.items() if weight > 0}
         rewards = [self.single_reward_model(dimension) for dimension in counted]
-        chosen = (f"objective={objective}", f"objective.weights={mapped(counted)}",
-                  *self.algorithm(self.config.algorithms[0]), *self.budget.weighted.get(objective, []))  # fmt: skip
+        algorithm = self.algorithm(self.config.algorithms[0])
+        steps = max(steps_of([*self.budget.policy, *algorithm]) // len(self.grid), 1)
+        chosen = (f"objective={objective}", f"objective.weights={mapped(counted)}", *algorithm,
+                  f"trainer.max_steps={steps}", *self.budget.weighted.get(objective, []))  # fmt: skip
         return self.online_policy(f"{name}-{short(weights)}", seed, self.prompts(), rewards, *chosen)
 
     def offline_policy(self, name: str, script: str, init: Path, data: Path, seed: int, *settings: str) -> Path:
@@ -182,9 +192,9 @@ class Bench:
         return self.study.stage(name, "data", "prepare_baseline.py", f"task={task}", f"input={source}", *settings,
                                 output="output")  # fmt: skip
 
-    def score(self, name: str, answers: Path, file: str) -> Path:
-        """Answers with the scores of the single-objective reward models."""
-        models = listed(self.single_reward_model(name) for name in self.schema.names)
+    def score(self, name: str, answers: Path, file: str, dimensions: Iterable[str]) -> Path:
+        """Answers with the scores of the reward models of single dimensions."""
+        models = listed(self.single_reward_model(name) for name in dimensions)
         return self.study.stage(
             name, "sampling and scoring", "evaluate.py", "task=score", f"runs={models}", f"input={answers}",
             *self.budget.score, output="output", file=file, ranks=self.study.ranks,
@@ -212,6 +222,18 @@ def listed(paths: Iterable[Path | str]) -> str:
     """Paths as a list that Hydra reads, whatever characters are in them."""
     quoted = (str(path).replace("\\", "\\\\").replace("'", "\\'") for path in paths)
     return "[" + ",".join(f"'{path}'" for path in quoted) + "]"
+
+
+def steps_of(settings: Iterable[str]) -> int:
+    """The steps that a training's settings give.
+
+    Raises:
+        ValueError: they give none.
+    """
+    found = [setting.partition("=")[2] for setting in settings if setting.startswith("trainer.max_steps=")]
+    if not found:
+        raise ValueError("budget.policy: no trainer.max_steps there or in budget.algorithms of the first algorithm")
+    return int(found[-1])
 
 
 def mapped(weights: Mapping[str, float]) -> str:

@@ -1,13 +1,19 @@
 """`compare.py`: plan the stages of every method, run what is missing, write the report."""
 
 import json
+import os
+import platform
+import shutil
+import subprocess
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from nemo_moslim import __version__
 from nemo_moslim.comparison.bench import Bench, Point
-from nemo_moslim.comparison.methods import METHODS, moslim, moslim_variants
+from nemo_moslim.comparison.methods import METHODS, moslim, moslim_variants, start
 from nemo_moslim.comparison.page import html_page
 from nemo_moslim.comparison.pictures import plot_costs, plot_fronts
 from nemo_moslim.comparison.results import Entry, Numbers, all_numbers
@@ -19,7 +25,7 @@ from nemo_moslim.run_folder import write_atomically
 
 
 def compare(config: CompareConfig) -> Path:
-    """Everything of examples/compare.py; the path of the report.
+    """Everything of examples/compare.py; the path of the report, which replaces an earlier one of other methods.
 
     Raises:
         SystemExit: a stage failed.
@@ -35,6 +41,7 @@ def compare(config: CompareConfig) -> Path:
     write_atomically(folder / "config.yaml", settings)
     study.execute()
     numbers = all_numbers(study, entries, bench.schema, bench.grid, config.bootstrap_samples)
+    numbers["provenance"] = provenance(study)
     return write_report(folder, config, numbers, settings)
 
 
@@ -49,15 +56,16 @@ def check_files(config: CompareConfig) -> None:
 
 
 def planned(bench: Bench) -> dict[str, list[Entry]]:
-    """Name of a method (or of a further MOSLIM) -> its points and answers, one entry per seed."""
+    """Name of a method (or of a further MOSLIM) -> its points and answers, one entry per seed; and of the start."""
     config = bench.config
     plans = {name: METHODS[name] for name in config.methods}
     if "moslim" in plans:
         plans |= {name: partial(moslim, **settings) for name, settings in moslim_variants(bench).items()}
-    return {
+    entries = {
         name: [entry_of(bench, name, seed, plan(bench, seed)) for seed in range(1, config.seeds + 1)]
         for name, plan in plans.items()
     }
+    return {**entries, "start": [entry_of(bench, "start", 1, start(bench))] * config.seeds}
 
 
 def entry_of(bench: Bench, name: str, seed: int, points: list[Point]) -> Entry:
@@ -80,16 +88,42 @@ def write_report(folder: Path, config: CompareConfig, numbers: Numbers, settings
     (folder / "tables").mkdir(exist_ok=True)
     for table in tables:
         write_atomically(folder / "tables" / f"{table.name}.csv", table.csv())
-    write_atomically(folder / "report.md", "\n".join(table.markdown() for table in tables))
+    made = made_by(numbers["provenance"])
+    write_atomically(folder / "report.md", "\n".join([f"{made}\n", *(table.markdown() for table in tables)]))
     pictures = [
         ("Mean levels and fronts", plot_fronts(numbers, folder / "fronts.png")),
         ("Cost", plot_costs(numbers, folder / "cost.png")),
     ]
     title = f"{', '.join(config.methods)} on {Path(config.data).name}, {config.seeds} seeds"
     report = folder / "report.html"
-    write_atomically(report, html_page(title, tables, pictures, settings))
+    write_atomically(report, html_page(title, made, tables, pictures, settings))
     print_tables(tables)
     return report
+
+
+def provenance(study: Study) -> dict:
+    """When, where and with what the report was made: versions that the trainings ran with, machine, commit, time."""
+    summaries = [study.summary(stage) for stage in study.stages.values()]
+    versions = next((s["versions"] for s in reversed(summaries) if "versions" in s), {"nemo_moslim": __version__})
+    checkout, git = Path(__file__).parents[2], shutil.which("git")
+    commit = None
+    if git and (checkout / ".git").exists():
+        command = [git, "-C", str(checkout), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return {
+        "versions": versions,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "ranks": study.ranks,
+        "commit": commit,
+        "made": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+    }
+
+
+def made_by(provenance: dict) -> str:
+    """The provenance as one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    commit = f", commit {provenance['commit']}" if provenance["commit"] else ""
+    return f"Made {provenance['made']} on {provenance['machine']}, {provenance['ranks']} ranks; {versions}{commit}."
 
 
 def print_tables(tables: list[Table]) -> None:

@@ -1,10 +1,10 @@
 """What the methods reach: mean levels at every operating point, fronts and hypervolumes, with bootstrap intervals.
 
-numpy and moocore only. Shapes: R seeds, P operating points, Q prompts, N dimensions, S bootstrap samples. Levels are
-scaled from 0 (a dimension's lowest level) to 1 (its highest); all dimensions are to be high.
+numpy and moocore only. Shapes: R seeds, P operating points, Q rows of prompts, N dimensions, S bootstrap samples.
+Levels are scaled from 0 (a dimension's lowest level) to 1 (its highest); all dimensions are to be high.
 
-Resamples draw seeds and, independently, prompts with replacement. The same draws serve every method, so that a
-difference of two methods is that of the same prompts and seeds.
+Resamples draw seeds and, independently, prompts with replacement; rows with the same text are one prompt. The same
+draws serve every method, so that a difference of two methods is that of the same prompts and seeds.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,25 @@ REFERENCE = 0.0  # the hypervolume's reference point: the lowest level of every 
 
 
 class Draws(NamedTuple):
-    """How often each seed and prompt is drawn, as shares."""
+    """How often each seed and each row is drawn, as shares."""
 
-    seeds: NDArray[np.float64]  # [S, R]
-    prompts: NDArray[np.float64]  # [S, Q]
+    seeds: NDArray[np.float64]  # [1 + S, R]
+    prompts: NDArray[np.float64]  # [1 + S, Q]
 
 
-def draws(seeds: int, prompts: int, samples: int, seed: int) -> Draws:
-    """Resamples of `seeds` training seeds and `prompts` prompts; the first sample is everything once."""
+def draws(seeds: int, prompts: Sequence[str], samples: int, seed: int) -> Draws:
+    """Resamples of `seeds` training seeds and of the rows' prompts; the first sample is everything once.
+
+    Args:
+        prompts: Q texts, one a row; rows with the same text are drawn together.
+    """
     rng = np.random.default_rng(seed)
+    texts, group = np.unique(np.asarray(prompts), return_inverse=True)
     shares = []
-    for count in (seeds, prompts):
-        counts = rng.multinomial(count, np.full(count, 1.0 / count), size=samples)
-        shares.append(np.concatenate([np.full((1, count), 1.0 / count), counts / count]))
+    for count, members in ((seeds, np.arange(seeds)), (len(texts), group.ravel())):
+        drawn = rng.multinomial(count, np.full(count, 1.0 / count), size=samples)
+        counts = np.concatenate([np.ones((1, count)), drawn])[:, members]
+        shares.append(counts / counts.sum(1, keepdims=True))
     return Draws(*shares)
 
 
@@ -93,7 +99,8 @@ class LineReport(NamedTuple):
     """A line between two policies: how the first one's objective and the second one's change along it."""
 
     gaps: NDArray[np.float64]  # [T, 2] level above the straight line between the ends; below 0: a barrier
-    monotonicity: tuple[float, float]  # share of steps at which the objective changes towards its own end, or stays
+    rising: tuple[float, float]  # share of steps at which the objective changes towards its own end
+    flat: tuple[float, float]  # share of steps at which it does not change
 
 
 def line_report(shares: Sequence[float], levels: NDArray[np.float64]) -> LineReport:
@@ -113,5 +120,7 @@ def line_report(shares: Sequence[float], levels: NDArray[np.float64]) -> LineRep
     if len(t) < 2 or t[0] != 0.0 or t[-1] != 1.0 or (np.diff(t) <= 0).any():
         raise ValueError(f"shares: expected values that rise from 0 to 1, got {list(shares)}")
     chord = (1 - t)[:, None] * levels[0] + t[:, None] * levels[-1]
-    steps = np.diff(levels, axis=0)  # [T - 1, 2]
-    return LineReport(levels - chord, (float((steps[:, 0] <= 0).mean()), float((steps[:, 1] >= 0).mean())))
+    steps = np.diff(levels, axis=0) * [-1, 1]  # [T - 1, 2], above 0 towards the objective's own end
+    flat = np.isclose(steps, 0.0, atol=1e-12)
+    shares_of = [tuple(kind.mean(0).tolist()) for kind in ((steps > 0) & ~flat, flat)]
+    return LineReport(levels - chord, *shares_of)

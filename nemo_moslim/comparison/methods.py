@@ -55,12 +55,14 @@ def rewarded_soups(bench: Bench, seed: int) -> list[Point]:
 
 
 def modpo(bench: Bench, seed: int) -> list[Point]:
-    """A policy per weight vector, on pairs that the first dimension of weight orders, others as margins."""
+    """A policy per weight vector, on pairs that the first dimension of weight orders, others of weight as margins."""
+    counted = [[name for name, weight in weights.items() if weight > 0] for weights in bench.grid]
+    scored = {name for _, *others in counted for name in others}
     points = []
-    for weights in bench.grid:
-        own = next(name for name, weight in weights.items() if weight > 0)
-        pairs = bench.baseline_data(f"pairs-{own}", "modpo_pairs", bench.scored_answers, f"dimension={own}",
-                                    *bench.budget.pairs)  # fmt: skip
+    for weights, (own, *others) in zip(bench.grid, counted, strict=True):
+        answers = bench.scored_answers(n for n in bench.schema.names if n in scored) if others else bench.ratings()
+        pairs = bench.baseline_data("-".join(["pairs", own, *others]), "modpo_pairs", answers, f"dimension={own}",
+                                    f"margins=[{','.join(others)}]", *bench.budget.pairs)  # fmt: skip
         policy = bench.offline_policy(
             f"modpo-{short(weights)}", "train_dpo.py", bench.language_model(), pairs, seed, "loss=modpo",
             f"weights={mapped(weights)}", *bench.budget.dpo, *bench.budget.modpo,
@@ -84,7 +86,7 @@ def cdpo(bench: Bench, seed: int) -> list[Point]:
 
 def ric(bench: Bench, seed: int) -> list[Point]:
     """SFT on answers under their scores, then rounds on the best of its own answers."""
-    offline = bench.baseline_data("ric-offline", "ric_offline", bench.scored_answers)
+    offline = bench.baseline_data("ric-offline", "ric_offline", bench.scored_answers(bench.schema.names))
     policy = bench.offline_policy("ric-round0", "train_sft.py", bench.language_model(), offline, seed,
                                   *bench.budget.ric_offline)  # fmt: skip
     scored: list[Path] = []
@@ -93,7 +95,8 @@ def ric(bench: Bench, seed: int) -> list[Point]:
         asked = bench.baseline_data(f"{place}-prompts", "ric_prompts", bench.prompts(), f"offline={offline}",
                                     f"seed={seed * 1000 + number}", *bench.budget.ric_prompts)  # fmt: skip
         answers = bench.generate(f"{place}-answers-seed{seed}", policy, asked / "train.jsonl", seed * 1000 + number)
-        scored.append(bench.score(f"{place}-scored-seed{seed}", answers, "scored.jsonl"))
+        scored.append(bench.score(f"{place}-scored-seed{seed}", answers, "scored.jsonl",
+                                  bench.schema.names))  # fmt: skip
         best = bench.baseline_data(f"{place}-best", "ric_online", listed(scored), f"offline={offline}",
                                    *bench.budget.ric_best)  # fmt: skip
         policy = bench.offline_policy(place, "train_sft.py", policy, best, seed, *bench.budget.ric_online)
@@ -102,6 +105,11 @@ def ric(bench: Bench, seed: int) -> list[Point]:
         *(Point("ric", seed, policy, weights=weights, **asked) for weights in bench.grid),
         Point("ric", seed, policy, on_grid=False, **asked),
     ]
+
+
+def start(bench: Bench) -> list[Point]:
+    """The SFT model that all policies start from: no method, the origin of their moves, alike at all weights."""
+    return [Point("start", 1, bench.language_model(), weights=weights) for weights in bench.grid]
 
 
 def tagged_points(bench: Bench, method: str, seed: int, policy: Path, datatype: int = 4) -> list[Point]:

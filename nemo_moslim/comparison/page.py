@@ -21,14 +21,17 @@ pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: 12px; }
 """
 
 
-def html_page(title: str, tables: Sequence[Table], pictures: Sequence[tuple[str, Path]], settings: str) -> str:
+def html_page(
+    title: str, made: str, tables: Sequence[Table], pictures: Sequence[tuple[str, Path]], settings: str
+) -> str:
     """The page.
 
     Args:
+        made: where it comes from, one line.
         pictures: (caption, PNG) pairs.
         settings: the comparison's configuration as text.
     """
-    body = [f"<h1>{escape(title)}</h1>"]
+    body = [f'<h1>{escape(title)}</h1><p class="note">{escape(made)}</p>']
     for caption, file in pictures:
         data = base64.b64encode(file.read_bytes()).decode()
         body.append(f'<h2>{escape(caption)}</h2><img alt="{escape(caption)}" src="data:image/png;base64,{data}">')

@@ -19,7 +19,8 @@ KIND_COLOURS = ("#BBBBBB", "#56B4E9", "#D55E00", "#E69F00")
 def plot_fronts(numbers: Mapping[str, Any], path: str | Path) -> Path:
     """Mean levels at the common weight vectors, a panel per pair of dimensions, with 95 % intervals as crosses.
 
-    A line joins the points of a method that no other point of it beats in these two dimensions.
+    A line joins the points of a method that no other point of it beats in these two dimensions; a dashed one is drawn
+    through the soups between the policies of both dimensions.
     """
     names = list(numbers["schema"])
     pairs = list(combinations(names, 2)) or [(names[0], names[0])]
@@ -27,7 +28,7 @@ def plot_fronts(numbers: Mapping[str, Any], path: str | Path) -> Path:
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for panel, (first, second) in zip(panels, pairs, strict=True):
         for number, (method, found) in enumerate(numbers["methods"].items()):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // 8) % len(MARKERS)]
             points = [(point["levels"][first], point["levels"][second]) for point in found["points"]]
             for x, y in points:
                 _cross(panel, x, y, colour)
@@ -37,6 +38,10 @@ def plot_fronts(numbers: Mapping[str, Any], path: str | Path) -> Path:
             )
             front = sorted(p for p in means if not any(_beats(q, p) for q in means))
             panel.plot(*zip(*front, strict=True), "-", color=colour, linewidth=1, alpha=0.6)
+            for line in found["lines"]:
+                if line["between"] == [first, second]:
+                    soups = [(levels[first]["mean"], levels[second]["mean"]) for levels in line["levels"]]
+                    panel.plot(*zip(*soups, strict=True), "--.", color=colour, linewidth=1, markersize=4)
         for axis, name in (("x", first), ("y", second)):
             levels = numbers["schema"][name]["levels"]
             getattr(panel, f"set_{axis}lim")(1 - 0.04 * (levels - 1), levels + 0.04 * (levels - 1))

@@ -1,6 +1,7 @@
 """The stages of a comparison: commands with a folder each, named after what decides their outcome.
 
-A stage's folder is stages/NAME-DIGEST, the digest of its script and settings. Settings name the folders of earlier
+A stage's folder is stages/NAME-DIGEST, the digest of its script, its settings, what they compose to with conf/,
+the content of the files from outside that it reads, and the package's version. Settings name the folders of earlier
 stages, so that a change anywhere gives new folders from there on, methods that need the same stage share it, and what
 is finished is never run again.
 """
@@ -9,13 +10,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from nemo_moslim import __version__
+from nemo_moslim.cli import compose_config
 from nemo_moslim.run_folder import write_atomically
 from nemo_moslim.stages import Recipe
 
 COST_FILE = "summary.json"  # of a training run, or beside what another command writes
+PATH_KEYS = ("data", "tokenizer", "model.init", "policy", "reward", "input", "points", "offline", "exclude")
+OPEN_KEYS = ("preferences", "fields")
 KINDS = ("data", "language model", "reward model", "policy", "sampling and scoring", "evaluation")
 
 
@@ -28,6 +35,41 @@ class Stage:
     script: str
     settings: tuple[str, ...]
     ranks: int  # 0: without torchrun
+    composed: dict[str, Any] = field(compare=False)  # all settings, the yaml files' among them, without the output
+
+
+def digest_of(script: str, settings: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """What a stage's folder is named after, and all its settings.
+
+    Args:
+        settings: of examples/SCRIPT, with paths of the study relative to it.
+
+    Raises:
+        ValueError: settings that the script does not have.
+    """
+    composed = composed_settings(script, settings)
+    inputs = (composed["input"] or []) if script == "prepare_data.py" else []  # others read the study's own files
+    contents = [content(Path(path)) for path in ([inputs] if isinstance(inputs, str) else inputs)]
+    decisive = json.dumps([__version__, script, settings, composed, contents], sort_keys=True)
+    return hashlib.blake2b(decisive.encode(), digest_size=5).hexdigest(), composed
+
+
+@cache
+def composed_settings(script: str, settings: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that an entry point sees."""
+    from omegaconf import OmegaConf
+
+    command = script.removesuffix(".py")
+    return OmegaConf.to_container(compose_config(command, settings, path_keys=PATH_KEYS, open_keys=OPEN_KEYS))
+
+
+@cache
+def content(file: Path) -> list[Any] | None:
+    """Size and hash of a file; None for what is none."""
+    if not file.is_file():
+        return None
+    read = file.read_bytes()
+    return [len(read), hashlib.blake2b(read).hexdigest()]
 
 
 class Study:
@@ -49,11 +91,10 @@ class Study:
         """
         assert kind in KINDS, kind
         settings = tuple(str(setting) for setting in settings)
-        decisive = [script, *(setting.replace(f"{self.folder}/", "") for setting in settings)]
-        digest = hashlib.blake2b(json.dumps(decisive).encode(), digest_size=5).hexdigest()
+        digest, composed = digest_of(script, tuple(s.replace(f"{self.folder}/", "") for s in settings))
         folder = self.folder / "stages" / f"{name}-{digest}"
         target = folder / file if file else folder
-        self.stages.setdefault(folder, Stage(folder, kind, script, (*settings, f"{output}={target}"), ranks))
+        self.stages.setdefault(folder, Stage(folder, kind, script, (*settings, f"{output}={target}"), ranks, composed))
         return target
 
     def file(self, name: str, content: object) -> Path:
@@ -93,6 +134,11 @@ class Study:
             stage.folder.parent.mkdir(parents=True, exist_ok=True)
             recipe.run(stage.folder.name, stage.script, *stage.settings, ranks=stage.ranks)
 
+    def summary(self, stage: Stage) -> dict[str, Any]:
+        """What a stage reports of itself: a training's summary.json, or the one beside its output; {} for none."""
+        files = sorted(stage.folder.glob(f"*{COST_FILE}"))
+        return json.loads(files[0].read_text()) if files else {}
+
     def cost(self, stages: Iterable[Stage]) -> dict[str, float]:
         """Device-seconds by kind of stage, their sum, and answers sampled.
 
@@ -102,9 +148,7 @@ class Study:
         seconds: Counter[str] = Counter()
         answers, walls = 0, Recipe(self.folder, stages=0).seconds
         for stage in stages:
-            files = sorted(stage.folder.glob(f"*{COST_FILE}"))
-            if files:
-                summary = json.loads(files[0].read_text())
+            if summary := self.summary(stage):
                 seconds[stage.kind] += summary["device_seconds"]
                 answers += summary.get("answers", 0)
             else:

@@ -14,6 +14,7 @@ from nemo_moslim.comparison.study import KINDS
 
 Numbers = Mapping[str, Any]
 CONTROL_COLUMNS = ("spearman", "hit_rate")
+PAPER_HOURS = {"moslim": 164, "morlhf": 196, "rewarded_soups": 400}  # Table 8, GPU hours at 7B
 COST_KINDS = tuple(kind for kind in KINDS if kind not in ("data", "evaluation"))
 
 
@@ -80,7 +81,8 @@ def all_tables(
         rows = {f"MOSLIM, {algorithm}": (base[0], algorithm) for algorithm in algorithms}
         title = "Algorithms (the paper's Table 4)"
         tables.append(variant_table(numbers, "table4_algorithms", title, rows, datatypes, base))
-    tables += [cost_table(numbers), control_table(numbers), line_table(numbers), point_table(numbers)]
+    tables += [cost_table(numbers), effort_table(numbers), control_table(numbers), control_difference_table(numbers),
+               line_table(numbers), soup_table(numbers), seed_table(numbers), point_table(numbers)]  # fmt: skip
     return [table for table in tables if table.rows]
 
 
@@ -101,15 +103,19 @@ def reward_table(numbers: Numbers, methods: Sequence[str], datatypes: Sequence[i
     """The paper's Table 2."""
     header = ["method"] + [f"{name} (DataType {k})" for k in datatypes for name in numbers["schema"]]
     rows = []
-    for method in methods:
+    for method in [*methods, *(["start"] if "start" in numbers["methods"] else [])]:
         cells = []
         for datatype in datatypes:
             cells += _levels(numbers, variant_name(*base, datatype, base) if method == "moslim" else method)
         rows.append([method, *cells])
     note = (
         f"Mean obtained level at the weights {_even_weights(numbers)}; 95 % bootstrap intervals over seeds and "
-        "prompts. The rivals do not depend on MOSLIM's DataType."
+        "prompts. The rivals do not depend on MOSLIM's DataType. start: the SFT model before any method."
     )
+    if base[1] == "ppo":
+        note += (
+            " MOSLIM's critic is the budget's (levels as shipped), the others' a value head: levels foresees Eq. 11."
+        )
     return Table("table2_reward_per_dimension", "Reward per dimension (the paper's Table 2)", note, header, rows)
 
 
@@ -139,7 +145,8 @@ def hypervolume_table(numbers: Numbers) -> Table:
               *(f"{name} less MOSLIM's" for name in names)]  # fmt: skip
     note = (
         "Share of the cube from the lowest to the highest levels that the points at the common weight vectors "
-        "dominate; reference point: the lowest levels. A point that is best in every dimension is a front by itself. "
+        "dominate, of the means over seeds; reference point: the lowest levels. A point that is best in every "
+        "dimension is a front by itself. "
         f"Levels less MOSLIM's at {_even_weights(numbers)}; differences "
         "are paired by prompt and seed."
     )
@@ -159,19 +166,42 @@ def weights_table(numbers: Numbers) -> Table:
 def cost_table(numbers: Numbers) -> Table:
     """The paper's Table 8."""
     costs = {method: found["cost"] for method, found in numbers["methods"].items()}
-    ours = costs.get("moslim", {}).get("all")
+    ours, vectors = costs.get("moslim", {}).get("all"), len(numbers["grid"])
     rows = [
-        [method, *(float(cost.get(kind, 0.0)) for kind in COST_KINDS), float(cost["all"]),
-         cost["all"] / ours if ours else None, cost["reward models"], cost["policies"], int(cost["answers"])]
+        [method, *(float(cost.get(kind, 0.0)) for kind in COST_KINDS), float(cost["all"]), cost["all"] / vectors,
+         cost["all"] / ours if ours else None, _paper_ratio(method), cost["reward models"], cost["policies"],
+         int(cost["answers"])]
         for method, cost in costs.items()
     ]  # fmt: skip
-    header = ["method", *COST_KINDS, "all", "all / MOSLIM's", "reward models", "policy trainings", "answers sampled"]
+    header = ["method", *COST_KINDS, "all", "per weight vector", "all / MOSLIM's", "the paper's ratio", "reward models",
+              "policy trainings", "answers sampled"]  # fmt: skip
     note = (
         "Device-seconds of training and sampling for one seed and all common weight vectors, shared stages counted for "
-        "every method that needs them; start-up, evaluation and data preparation are left out. How long each training "
-        "is was chosen in the budget (configuration below)."
+        "every method that needs them; start-up, evaluation and data preparation are left out. Steps of the RL loop "
+        "include writing their checkpoints, trainings on fixed data do not. How long each training is was chosen in "
+        "the budget (configuration below). The paper's ratio is of its GPU hours: 164 to 196 (MORLHF) and 400 (soups)."
     )
     return Table("table8_cost", "Cost (the paper's Table 8)", note, header, rows)
+
+
+def _paper_ratio(method: str) -> float | None:
+    return PAPER_HOURS[method] / PAPER_HOURS["moslim"] if method in PAPER_HOURS else None
+
+
+def effort_table(numbers: Numbers) -> Table:
+    """How long the policies of a method train."""
+    steps = [f"{kind} steps {state}" for kind in ("online", "offline") for state in ("planned", "done")]
+    columns = [*steps, "answers", "pairs"]
+    rows = [
+        [method, *(float(found["effort"].get(column, 0)) for column in columns)]
+        for method, found in numbers["methods"].items()
+        if "effort" in found  # a comparison.json of an earlier version has none
+    ]
+    note = (
+        "All policy trainings of a method together, for one seed: steps that the budget plans and that were done, in "
+        "the RL loop and on fixed data; answers that the policies sample in training; pairs of train_dpo.py's data."
+    )
+    return Table("effort", "How long policies train", note, ["method", *columns], rows)
 
 
 def control_table(numbers: Numbers) -> Table:
@@ -185,13 +215,28 @@ def control_table(numbers: Numbers) -> Table:
                 for key in CONTROL_COLUMNS:
                     low, high = entry["intervals"][key]
                     cells.append({"mean": entry[key], "low": low, "high": high})
-            rows.append([method, *cells, found["control"]["overall"]["all_hit"]])
+            overall = found["control"]["overall"]
+            rows.append([method, *cells, overall.get("all_hit_interval", overall["all_hit"])])
     header = ["method", *(f"{name} {key.replace('_', ' ')}" for name in names for key in CONTROL_COLUMNS), "all hit"]
     note = (
-        "Test prompts that ask for one to three random levels, answers of all seeds together and taken as independent "
-        "for the intervals. Methods without tags are not in it: nothing can be asked of them."
+        "Test prompts that ask for one to three random levels, answers of all seeds together; 95 % bootstrap intervals "
+        "over seeds and prompts, rows with the same text as one prompt. Methods without tags are not in it: nothing "
+        "can be asked of them."
     )
     return Table("control", "Control", note, header, rows)
+
+
+def control_difference_table(numbers: Numbers) -> Table:
+    """Control less MOSLIM's."""
+    names = list(numbers["schema"])
+    rows = [
+        [method, *(found["less_moslim"]["control"][name][key] for name in names for key in CONTROL_COLUMNS)]
+        for method, found in numbers["methods"].items()
+        if "control" in found.get("less_moslim", {})
+    ]
+    header = ["method", *(f"{name} {key.replace('_', ' ')}" for name in names for key in CONTROL_COLUMNS)]
+    note = "Paired by seed and prompt: below 0, MOSLIM is better."
+    return Table("control_less_moslim", "Control, less MOSLIM's", note, header, rows)
 
 
 def line_table(numbers: Numbers) -> Table:
@@ -200,11 +245,45 @@ def line_table(numbers: Numbers) -> Table:
     for method, found in numbers["methods"].items():
         for line in found["lines"]:
             for name in line["between"]:
-                fall, monotone = line["largest_fall_below_the_chord"][name], line["monotonicity"][name]
-                rows.append([f"{method}: {' - '.join(line['between'])}", name, float(monotone), float(fall)])
-    header = ["line", "dimension", "steps in its direction", "largest fall below the chord (of 0 to 1)"]
-    note = "Mixtures of two policies in steps of a quarter: does each objective change towards its own policy's end?"
+                values = [line[key][name] for key in ("rising", "flat", "largest_fall_below_the_chord")]
+                worst = [line["worst_seed"][key][name] for key in ("rising", "largest_fall_below_the_chord")]
+                rows.append([_line_name(method, line), name, *map(float, [*values, *worst])])
+    header = ["line", "dimension", "steps towards its own end", "steps without change",
+              "largest fall below the chord (of 0 to 1)", "steps towards its own end, worst seed",
+              "largest fall, worst seed"]  # fmt: skip
+    note = (
+        "Mixtures of two policies in steps of a quarter: does each objective change towards its own policy's end? Of "
+        "the means over seeds, and of the seed with the least."
+    )
     return Table("linear_mode", "Linear mode of the soups", note, header, rows)
+
+
+def soup_table(numbers: Numbers) -> Table:
+    """Levels along the lines between two policies."""
+    rows = [
+        [_line_name(method, line), float(share), *levels.values()]
+        for method, found in numbers["methods"].items()
+        for line in found["lines"]
+        for share, levels in zip(line["shares"], line["levels"], strict=True)
+    ]
+    header = ["line", "share of the second", *numbers["schema"]]
+    note = "Mean obtained levels of the mixtures; 95 % bootstrap intervals over seeds and prompts."
+    return Table("soup_lines", "Levels along the soups' lines", note, header, rows)
+
+
+def _line_name(method: str, line: Mapping[str, Any]) -> str:
+    return f"{method}: {' - '.join(line['between'])}"
+
+
+def seed_table(numbers: Numbers) -> Table:
+    """Hypervolume of each seed's own means."""
+    values = {
+        m: found["hypervolume_per_seed"] for m, found in numbers["methods"].items() if "hypervolume_per_seed" in found
+    }
+    seeds = max(map(len, values.values()), default=0)
+    note = "Of each seed's own mean levels; the table above has that of the means over seeds."
+    header = ["method", *(f"seed {number}" for number in range(1, seeds + 1))]
+    return Table("hypervolume_per_seed", "Hypervolume of each seed", note, header, [[m, *v] for m, v in values.items()])
 
 
 def point_table(numbers: Numbers) -> Table:

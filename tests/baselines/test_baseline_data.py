@@ -93,7 +93,8 @@ def test_controlled_pairs_prefer_what_the_tags_ask_for():
 def test_margin_pairs_are_ordered_by_one_objective():
     rows = rated(100, 10)
     by_response = {row["response"]: row for row in rows}
-    pairs = list(margin_pairs(rows, SCHEMA, "honesty", 8, seed=1))
+    others = ["helpfulness", "harmless"]
+    pairs = list(margin_pairs(rows, SCHEMA, "honesty", others, 8, seed=1))
     assert len(pairs) > 30
     for pair in pairs:
         chosen, rejected = by_response[pair["chosen"]], by_response[pair["rejected"]]
@@ -102,7 +103,11 @@ def test_margin_pairs_are_ordered_by_one_objective():
         assert pair["margins"] == expected and pair["prompt"].startswith("question ")
     assert min(p["margins"]["harmless"] for p in pairs) < 0 < max(p["margins"]["harmless"] for p in pairs)
     with pytest.raises(ValueError, match="row 2 has no score of harmless"):
-        list(margin_pairs([rows[0], {**rows[1], "scores": {"helpfulness": 1.0}}], SCHEMA, "honesty", 8, seed=1))
+        list(margin_pairs([rows[0], {**rows[1], "scores": {"helpfulness": 1.0}}], SCHEMA, "honesty", others, 8, 1))
+    plain = [{key: value for key, value in row.items() if key != "scores"} for row in rows]
+    unscored = list(margin_pairs(plain, SCHEMA, "honesty", [], 8, seed=1))  # DPO: nobody's scores are needed
+    assert [pair["chosen"] for pair in unscored] == [pair["chosen"] for pair in pairs]
+    assert all(pair["margins"] == {} for pair in unscored)
 
 
 def test_scales_by_hand():
@@ -255,6 +260,10 @@ def test_the_walk_through_the_entry_point(tmp_path):
         (["task=modpo_pairs", "input=a"], "dimension=None: expected one of helpfulness"),
         (["task=ric_prompts", "input=a"], "offline=None: expected the folder that task=ric_offline wrote"),
         (["task=ric_prompts", "input=a", "offline=b"], "offline=b: no manifest with 'scales' there"),
+        (
+            ["task=modpo_pairs", "input=a", "dimension=honesty", "margins=[honesty]"],
+            "margins='honesty': expected one of",
+        ),
         (["task=cdpo_pairs", "input=[a,b]"], "expected one folder"),
         (["task=cdpo", "input=a"], "task='cdpo': expected one of cdpo_pairs"),
         (["task=ric_offline", "input=a", "quantile=1"], r"quantile=1\.0: expected a share"),

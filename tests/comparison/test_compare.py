@@ -28,7 +28,10 @@ class Commands:
             return 3
         if script.name.startswith("train_"):
             target.mkdir(parents=True, exist_ok=True)
-            (target / "summary.json").write_text(json.dumps({"device_seconds": 2.0, "answers": 4}))
+            (target / "summary.json").write_text(json.dumps({"device_seconds": 2.0, "answers": 4, "steps": 3}))
+        elif settings.get("task", "").endswith("_pairs"):
+            target.mkdir(parents=True)
+            (target / "manifest.json").write_text(json.dumps({"rows": {"train": 20}}))
         elif settings.get("task") == "points":
             self.answer(settings, target)
         return 0
@@ -40,7 +43,9 @@ class Commands:
             for prompt in range(6):
                 asked = {"helpfulness": 1 + prompt % 5} if weights is None else {}
                 levels = {n: k if (weights or asked).get(n) else 1 + prompt % k for n, k in LEVELS.items()} | asked
-                rows.append({"point": number, "preferences": asked, "levels": levels, "length": 2})
+                rows.append(
+                    {"point": number, "prompt": f"p{prompt}", "preferences": asked, "levels": levels, "length": 2}
+                )
         target.mkdir(parents=True, exist_ok=True)
         (target / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -56,15 +61,20 @@ def test_the_report_of_all_methods_and_that_nothing_runs_twice(tmp_path, monkeyp
     report = run(tmp_path, monkeypatch, commands)
     assert len(commands.calls) == len(set(commands.calls)) > 40
     numbers = json.loads((tmp_path / "comparison.json").read_text())
-    assert set(numbers["methods"]) == set(COMPARED_METHODS)
+    assert set(numbers["methods"]) == {*COMPARED_METHODS, "start"}
     for name, found in numbers["methods"].items():
         assert len(found["points"]) == 2 and found["points"][0]["levels"]["helpfulness"]["mean"] == 5.0
         assert (found["control"] is not None) == (name in ("moslim", "cpsft", "cdpo", "ric"))
     costs = {name: found["cost"] for name, found in numbers["methods"].items()}
     # quiz, language model, reward model and policy of 2 device-seconds each; three reward models and two policies
     assert costs["moslim"]["all"] == 8.0 and costs["morlhf"]["policy"] == 4.0 and costs["moslim"]["answers"] == 16
-    assert report.read_text().count("<table>") == 7 and (tmp_path / "fronts.png").is_file()
-    assert len(list((tmp_path / "tables").glob("*.csv"))) == 7 and "Table 8" in (tmp_path / "report.md").read_text()
+    efforts = {name: found["effort"] for name, found in numbers["methods"].items()}
+    assert efforts["morlhf"] == {"online steps planned": 2, "online steps done": 6, "answers": 8, "pairs": 0}
+    assert efforts["cdpo"] == {"offline steps planned": 7, "offline steps done": 6, "answers": 8, "pairs": 20}
+    assert costs["start"]["all"] == 4.0 and efforts["start"] == {"pairs": 0}
+    assert numbers["provenance"]["versions"]["nemo_moslim"] in report.read_text()
+    assert report.read_text().count("<table>") == 11 and (tmp_path / "fronts.png").is_file()
+    assert len(list((tmp_path / "tables").glob("*.csv"))) == 11 and "Table 8" in (tmp_path / "report.md").read_text()
     assert "Hypervolume" in capsys.readouterr().out
 
     again = Commands()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemo_moslim.comparison.control import control_samples
 from nemo_moslim.comparison.fronts import (
     draws,
     follows_weights,
@@ -22,7 +23,7 @@ from nemo_moslim.comparison.fronts import (
 
 def test_the_first_sample_is_the_estimate():
     levels = np.arange(2 * 3 * 4 * 2, dtype=float).reshape(2, 3, 4, 2)
-    means = resampled_means(levels, draws(2, 4, 50, seed=1))
+    means = resampled_means(levels, draws(2, list("abcd"), 50, seed=1))
     assert means.shape == (51, 3, 2)
     np.testing.assert_allclose(means[0], levels.mean((0, 2)))
     assert means[1:].std(0).min() > 0
@@ -30,7 +31,7 @@ def test_the_first_sample_is_the_estimate():
 
 def test_a_sample_equals_a_loop_over_its_draws():
     rng = np.random.default_rng(0)
-    levels, drawn = rng.random((3, 2, 5, 2)), draws(3, 5, 4, seed=2)
+    levels, drawn = rng.random((3, 2, 5, 2)), draws(3, list("abcde"), 4, seed=2)
     means = resampled_means(levels, drawn)
     for sample in range(5):
         seeds = np.repeat(np.arange(3), np.rint(drawn.seeds[sample] * 3).astype(int))
@@ -40,12 +41,48 @@ def test_a_sample_equals_a_loop_over_its_draws():
         np.testing.assert_allclose(means[sample], np.mean(picked, 1))
 
 
+def test_rows_of_one_prompt_are_drawn_together():
+    drawn = draws(1, ["a", "b", "a", "c"], 200, seed=3)
+    np.testing.assert_allclose(drawn.prompts[0], 0.25)
+    np.testing.assert_allclose(drawn.prompts.sum(1), 1.0)
+    assert (drawn.prompts[:, 0] == drawn.prompts[:, 2]).all() and (drawn.prompts[:, 0] != drawn.prompts[:, 1]).any()
+    rng = np.random.default_rng(0)
+    answers = np.repeat((rng.random((1, 1, 50, 1)) < 0.5).astype(float), 4, axis=2)  # four equal rows a prompt
+    apart, together = (
+        interval(resampled_means(answers, draws(1, names, 2000, seed=1))[:, 0, 0])
+        for names in ([str(n) for n in range(200)], [str(n // 4) for n in range(200)])
+    )
+    wider = (together["high"] - together["low"]) / (apart["high"] - apart["low"])
+    assert wider == pytest.approx(2.0, rel=0.2)  # as of a fourth of the rows
+
+
+def test_control_equals_a_loop_over_its_draws():
+    rng = np.random.default_rng(5)
+    requested = rng.integers(0, 3, (12, 2))
+    obtained = rng.integers(1, 3, (2, 12, 2))
+    drawn = draws(2, [f"p{i // 2}" for i in range(12)], 6, seed=4)
+    found = control_samples(requested, obtained, [2, 2], drawn)
+    for sample in range(7):
+        weights = np.outer(drawn.seeds[sample], drawn.prompts[sample])
+        for index in range(2):
+            asked = np.broadcast_to(requested[:, index] > 0, weights.shape)
+            hits = (obtained[..., index] == requested[:, index]) & asked
+            assert found.hit_rate[sample, index] == pytest.approx(weights[hits].sum() / weights[asked].sum())
+    first = [(r, o) for row in obtained for r, o in zip(requested[:, 0], row[:, 0], strict=True) if r]
+    assert found.spearman[0, 0] == pytest.approx(rank_correlation(*zip(*first, strict=True)))
+    tagged = (requested > 0).any(1)
+    exact = ((obtained == requested) | (requested == 0)).all(2)[:, tagged]
+    assert found.all_hit[0] == pytest.approx(exact.mean())
+    constant = control_samples(requested, np.ones_like(obtained), [2, 2], drawn)
+    assert np.isnan(constant.spearman).all() and np.isfinite(constant.hit_rate).all()
+
+
 def test_intervals_cover_the_truth_and_shrink_with_prompts():
     rng = np.random.default_rng(1)
     covered, widths = 0, []
     for trial in range(60):
         levels = (rng.random((1, 1, 200, 1)) < 0.3).astype(float)
-        found = interval(resampled_means(levels, draws(1, 200, 300, seed=trial))[:, 0, 0])
+        found = interval(resampled_means(levels, draws(1, [str(n) for n in range(200)], 300, seed=trial))[:, 0, 0])
         covered += found["low"] <= 0.3 <= found["high"]
         widths.append(found["high"] - found["low"])
     assert 50 <= covered <= 60 and np.mean(widths) == pytest.approx(2 * 1.96 * (0.21 / 200) ** 0.5, rel=0.1)
@@ -96,6 +133,8 @@ def test_lines_by_hand():
     # The first objective falls 0.8, 0.7, 0.2 (chord 0.5 in the middle), the second rises 0.1, 0.05, 0.5.
     report = line_report([0.0, 0.5, 1.0], np.array([[0.8, 0.1], [0.7, 0.05], [0.2, 0.5]]))
     np.testing.assert_allclose(report.gaps, [[0.0, 0.0], [0.2, -0.25], [0.0, 0.0]], atol=1e-12)
-    assert report.monotonicity == (1.0, 0.5)
+    assert report.rising == (1.0, 0.5) and report.flat == (0.0, 0.0)
+    level = line_report([0.0, 0.5, 1.0], np.array([[0.8, 0.1], [0.8, 0.1], [0.2, 0.1]]))
+    assert level.rising == (0.5, 0.0) and level.flat == (0.5, 1.0)
     with pytest.raises(ValueError, match="rise from 0 to 1"):
         line_report([0.0, 0.5], np.zeros((2, 2)))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nemo_moslim.cli import compose_config
+from nemo_moslim.comparison import study
 from nemo_moslim.comparison.bench import Bench
 from nemo_moslim.comparison.compare import check_files, planned
 from nemo_moslim.comparison.methods import METHODS, moslim_variants
@@ -35,12 +36,12 @@ def names(stages):
 def test_every_method_is_planned_and_shared_stages_run_once(tmp_path):
     assert set(METHODS) == set(COMPARED_METHODS)
     bench, entries = plan(tmp_path, "seeds=2")
-    assert set(entries) == set(COMPARED_METHODS) and all(len(seeds) == 2 for seeds in entries.values())
+    assert set(entries) == {*COMPARED_METHODS, "start"} and all(len(seeds) == 2 for seeds in entries.values())
     found = names(bench.study.stages.values())
-    for shared in ("sft-tiny", "tokenizer", "sft-data", "reward-honesty", "scored-answers", "weighted-honesty1-seed1"):
+    for shared in ("sft-tiny", "tokenizer", "sft-data", "reward-honesty", "pairs-honesty", "weighted-honesty1-seed1"):
         assert found.count(shared) == 1, shared
     assert found.count("cpsft-seed2") == 1  # CPSFT's and CDPO's first stage
-    assert sum(name.startswith("answers-") for name in found) == 16
+    assert sum(name.startswith("answers-") for name in found) == 17  # the start's are the same for all seeds
 
 
 def test_stages_come_after_what_they_need(tmp_path):
@@ -66,9 +67,38 @@ def test_what_each_method_needs(tmp_path):
         counts[name] = (kinds.count("reward model"), kinds.count("policy"), kinds.count("sampling and scoring"))
         assert kinds.count("language model") == 2  # the quiz, then SFT
     assert counts == {
-        "moslim": (1, 1, 0), "morlhf": (3, 4, 0), "rewarded_soups": (3, 3, 0), "gdpo": (3, 4, 0), "modpo": (3, 4, 1),
-        "cpsft": (0, 1, 0), "cdpo": (0, 2, 0), "ric": (3, 3, 5),
+        "moslim": (1, 1, 0), "morlhf": (3, 5, 0), "rewarded_soups": (3, 3, 0), "gdpo": (3, 5, 0), "modpo": (2, 5, 1),
+        "cpsft": (0, 1, 0), "cdpo": (0, 2, 0), "ric": (3, 3, 5), "start": (0, 0, 0),
     }  # fmt: skip
+
+
+def test_modpo_scores_only_what_gives_margins(tmp_path):
+    bench, entries = plan(tmp_path, "seeds=1", "methods=[modpo]")
+    stages = {stage.folder.name.rpartition("-")[0]: stage for stage in bench.study.stages.values()}
+    (runs,) = (s for s in stages["scored-answers-honesty-harmless"].settings if s.startswith("runs="))
+    assert "reward-honesty" in runs and "reward-harmless" in runs and "reward-helpfulness" not in runs
+    assert "margins=[honesty]" in stages["pairs-helpfulness-honesty"].settings
+    alone = stages["pairs-helpfulness"]
+    assert "margins=[]" in alone.settings and any("/ratings-datatype4-" in setting for setting in alone.settings)
+    kinds = [stage.kind for stage in bench.study.needed_by(entries["modpo"][0].points[0].policy)]
+    assert "reward model" not in kinds  # all the weight on one dimension: DPO
+
+
+def test_policies_for_weight_vectors_train_as_long_as_moslims_one(tmp_path):
+    for first, total in (("rloo", 260), ("ppo", 130)):
+        bench, _ = plan(tmp_path, "seeds=1", "methods=[moslim,morlhf]", f"algorithms=[{first}]")
+        steps = {stage.folder.name: stage.composed["trainer"]["max_steps"] for stage in bench.study.stages.values()
+                 if stage.kind == "policy"}  # fmt: skip
+        assert sorted(steps.values()) == [total // 5] * 5 + [total]
+
+
+def test_a_base_model_keeps_its_tokenizer(tmp_path):
+    for size, given in (("model.init=base", False), ("model=small", True)):
+        bench, _ = plan(tmp_path, "seeds=1", "methods=[moslim]", f"sizes.tiny=['{size}']")
+        stages = {stage.folder.name.rpartition("-")[0]: stage for stage in bench.study.stages.values()}
+        assert ("tokenizer" in stages) == given
+        assert any(s.startswith("tokenizer=") for s in stages["quiz-tiny"].settings) == given
+        assert size in stages["quiz-tiny"].settings
 
 
 def test_points_of_each_method(tmp_path):
@@ -82,8 +112,8 @@ def test_points_of_each_method(tmp_path):
         own = [point for point in entry.points if point.weights is None]
         assert len(own) == (expected != "none"), name
     soups = entries["rewarded_soups"][0].points
-    assert len(soups) == 4 + 3 * 5 and all(abs(sum(p.mixture.values()) - 1) < 1e-6 for p in soups)
-    assert soups[6].mixture and list(soups[6].mixture.values()) == [0.5, 0.5]
+    assert len(soups) == 5 + 3 * 5 and all(abs(sum(p.mixture.values()) - 1) < 1e-6 for p in soups)
+    assert soups[7].mixture and list(soups[7].mixture.values()) == [0.5, 0.5]
     assert len(soups[0].mixture) == 1  # all of one policy
 
 
@@ -94,6 +124,26 @@ def test_a_changed_setting_gives_new_folders_from_there_on(tmp_path):
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"reward-tiny-datatype4", "moslim-seed1", "answers-moslim-seed1"}
+
+
+def test_defaults_files_and_versions_count(tmp_path, monkeypatch):
+    def named(folder):
+        return Study(tmp_path / "out", 1).stage(
+            "d", "data", "prepare_data.py", "task=sft", f"input={folder}/a", output="output"
+        )
+
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a").write_text("x")
+    first = named(tmp_path / "files")
+    assert named(tmp_path / "files") == first
+    (tmp_path / "files" / "a").write_text("y")
+    study.content.cache_clear()
+    second = named(tmp_path / "files")
+    monkeypatch.setattr(study, "__version__", "another")
+    third = named(tmp_path / "files")
+    composed = study.composed_settings
+    monkeypatch.setattr(study, "composed_settings", lambda *given: composed(*given) | {"max_chars": 5})  # the yaml's
+    assert len({first, second, third, named(tmp_path / "files")}) == 4
 
 
 def test_the_place_of_the_output_does_not_matter(tmp_path):
@@ -108,7 +158,7 @@ def test_variants_of_moslim(tmp_path):
         tmp_path, "seeds=1", "methods=[moslim,morlhf]", "datatypes=[1,4]", "algorithms=[rloo,ppo]", sizes
     )
     variants = moslim_variants(bench)
-    assert set(entries) == {"moslim", "morlhf", *variants} and set(variants) == {
+    assert set(entries) == {"moslim", "morlhf", "start", *variants} and set(variants) == {
         "moslim-rloo-tiny-datatype1", "moslim-rloo-wide-datatype1", "moslim-ppo-tiny-datatype1",
         "moslim-rloo-wide-datatype4", "moslim-ppo-tiny-datatype4",
     }  # fmt: skip
@@ -122,12 +172,9 @@ def test_variants_of_moslim(tmp_path):
     assert any(setting.startswith("policy=") and "/sft-tiny-" in setting for setting in policy.settings)
 
 
-def test_the_settings_reach_the_entry_points(tmp_path):
-    """Every stage's settings compose with its entry point's yaml."""
-    bench, _ = plan(tmp_path, "seeds=1", "budget=smoke", "datatypes=[1,4]", "algorithms=[rloo,ppo]")
-    paths = ("run_dir", "data", "tokenizer", "model.init", "policy", "output", "input", "points", "offline")
-    for stage in bench.study.stages.values():
-        compose_config(stage.script.removesuffix(".py"), stage.settings, path_keys=paths)
+def test_settings_that_an_entry_point_lacks_are_refused_at_the_start(tmp_path):
+    with pytest.raises(ValueError, match="unknown setting 'trainer.steps'"):
+        plan(tmp_path, "methods=[moslim]", "budget.reward=['trainer.steps=7']")
 
 
 def test_a_folder_of_files(tmp_path):
@@ -161,6 +208,8 @@ def test_a_folder_of_files(tmp_path):
         ("budget.weights=[0.5,0.5]", r"budget.weights=0.5: expected"),
         ("seeds=0", "seeds=0: expected a number above 0"),
         ("ric_map=l1", "ric_map='l1'"),
+        ("algorithms=[ppo]", r"algorithms=\['ppo'\]: expected another one first with methods=\['gdpo'\]"),
+        ("algorithms=[online_dpo]", r"methods=\['morlhf', 'rewarded_soups', 'gdpo'\], which train with the first"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path, override, message):

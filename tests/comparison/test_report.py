@@ -22,16 +22,18 @@ GRID = [{"helpfulness": 1.0}, {"harmless": 1.0}, {"helpfulness": 0.5, "harmless"
 PROMPTS = 40
 
 
-def answer(point, levels, preferences=()):
-    row = {"point": point, "prompt": "p", "preferences": dict(preferences), "response": "r", "length": 3}
+def answer(point, levels, prompt, preferences=()):
+    row = {"point": point, "prompt": prompt, "preferences": dict(preferences), "response": "r", "length": 3}
     return {**row, "levels": dict(zip(SCHEMA.names, levels, strict=True))}
 
 
 def entry(study, folder, method, seed, levels, own=False, mixture=False):
     """A method that obtains `levels[point]`, in turn one level higher and lower for helpfulness."""
-    policy = study.stage(f"{method}-seed{seed}", "policy", "train_policy.py", f"trainer.seed={seed}", f"name={method}")
+    policy = study.stage(f"{method}-seed{seed}", "policy", "train_policy.py", f"trainer.seed={seed}",
+                         f"policy={method}", "trainer.max_steps=9")  # fmt: skip
     policy.mkdir(parents=True)
-    (policy / "summary.json").write_text(json.dumps({"device_seconds": 10.0 * len(method), "answers": 7}))
+    summary = {"device_seconds": 10.0 * len(method), "answers": 7, "steps": 8}
+    (policy / "summary.json").write_text(json.dumps(summary))
     how = dict(policy=None, mixture={str(policy): 1.0}) if mixture else dict(policy=policy)
     points = [Point(method, seed, weights=weights, **how) for weights in GRID]
     if mixture:
@@ -43,10 +45,13 @@ def entry(study, folder, method, seed, levels, own=False, mixture=False):
     for number, (helpfulness, harmless) in enumerate(levels):
         for prompt in range(PROMPTS):
             shift = (prompt % 2 * 2 - 1) if 1 < helpfulness < 5 else 0
-            rows.append(answer(number, (helpfulness + shift, harmless)))
+            rows.append(answer(number, (helpfulness + shift, harmless), f"p{prompt}"))
     if own:
         points.append(Point(method, seed, prefix="levels", on_grid=False, **how))
-        rows += [answer(len(points) - 1, (1 + i % 5, 1 + i % 2), {"helpfulness": 1 + i % 5}) for i in range(50)]
+        rows += [
+            answer(len(points) - 1, (1 + (i + (own == "worse")) % 5, 1 + i % 2), f"p{i}", {"helpfulness": 1 + i % 5})
+            for i in range(50)
+        ]
     file = folder / f"{method}{seed}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Entry(points, file)
@@ -61,6 +66,7 @@ def numbers(tmp_path_factory):
     entries = {
         "moslim": [entry(study, folder, "moslim", seed, moslim, own=True) for seed in (1, 2)],
         "morlhf": [entry(study, folder, "morlhf", seed, rival) for seed in (1, 2)],
+        "cpsft": [entry(study, folder, "cpsft", seed, rival, own="worse") for seed in (1, 2)],
         "rewarded_soups": [entry(study, folder, "rewarded_soups", seed, soup, mixture=True) for seed in (1, 2)],
     }
     return all_numbers(study, entries, SCHEMA, GRID, samples=200)
@@ -70,7 +76,8 @@ def test_answers_are_read_by_point_and_seed(tmp_path):
     study = Study(tmp_path, 1)
     entries = [entry(study, tmp_path, "moslim", seed, [(5, 1), (2, 2), (4, 2)], own=True) for seed in (1, 2)]
     answers = read_answers(entries, SCHEMA)
-    assert answers.levels.shape == (2, 3, PROMPTS, 2) and len(answers.own) == 100
+    assert answers.levels.shape == (2, 3, PROMPTS, 2) and [len(rows) for rows in answers.own] == [50, 50]
+    assert answers.prompts == [f'"p{n}"' for n in range(PROMPTS)]
     np.testing.assert_allclose(answers.levels.mean((0, 2)), [[1.0, 0.0], [0.25, 1.0], [0.75, 1.0]])
 
 
@@ -99,15 +106,24 @@ def test_numbers_by_hand(numbers):
     assert ours["follows_weights"]["helpfulness"]["mean"] == pytest.approx(1.0)
     assert rival["follows_weights"]["helpfulness"]["mean"] is None  # it does not move at all
     assert ours["control"]["helpfulness"]["spearman"] == pytest.approx(1.0) and rival["control"] is None
+    assert ours["control"]["helpfulness"]["intervals"]["hit_rate"] == pytest.approx([1.0, 1.0])
+    assert ours["hypervolume_per_seed"] == pytest.approx([0.75, 0.75]) and "control" not in difference
+    less = numbers["methods"]["cpsft"]["less_moslim"]["control"]["helpfulness"]
+    assert less["hit_rate"] == pytest.approx({"mean": -1.0, "low": -1.0, "high": -1.0})
+    # asked 1 2 3 4 5, given 2 3 4 5 1: squared differences of ranks 1 1 1 1 16, 1 - 6 * 20 / (5 * 24) = 0
+    assert less["spearman"]["mean"] == pytest.approx(-1.0)
+    assert ours["effort"] == {"online steps planned": 9, "online steps done": 8, "answers": 7, "pairs": 0}
     assert ours["cost"] == {"policy": 60.0, "all": 60.0, "answers": 7.0, "reward models": 0.0, "policies": 1.0}
 
 
 def test_lines_of_soups(numbers):
     (line,) = numbers["methods"]["rewarded_soups"]["lines"]
-    assert line["between"] == ["helpfulness", "harmless"] and line["monotonicity"] == {
-        "helpfulness": 1.0,
-        "harmless": 1.0,
-    }
+    assert line["between"] == ["helpfulness", "harmless"]
+    assert line["rising"] == {"helpfulness": 0.75, "harmless": 0.25}
+    assert line["flat"] == {"helpfulness": 0.25, "harmless": 0.75}
+    for key, found in line["worst_seed"].items():  # the seeds are alike
+        assert found == pytest.approx(line[key])
+    assert line["levels"][1]["helpfulness"]["mean"] == pytest.approx(4.0) and len(line["levels"]) == 5
     # helpfulness 1, .75, .25, .25, 0 against the chord 1, .75, .5, .25, 0; harmless 0, 0, 0, 1, 1 against 0 to 1
     assert line["largest_fall_below_the_chord"] == pytest.approx({"helpfulness": -0.25, "harmless": -0.5})
     assert numbers["methods"]["moslim"]["lines"] == []
@@ -126,7 +142,11 @@ def test_tables(numbers):
         "follows_weights",
         "table8_cost",
         "control",
+        "control_less_moslim",
+        "effort",
+        "hypervolume_per_seed",
         "linear_mode",
+        "soup_lines",
     }
     assert set(tables) == expected | {"points"}
     rows = {row[0]: row for row in tables["table8_cost"].rows}
@@ -134,8 +154,12 @@ def test_tables(numbers):
     assert (
         rows["morlhf"][header.index("all / MOSLIM's")] == 1.0 and rows["rewarded_soups"][header.index("all")] == 140.0
     )
-    assert [row[0] for row in tables["control"].rows] == ["moslim"]
-    assert len(tables["points"].rows) == 9
+    assert rows["morlhf"][header.index("per weight vector")] == 20.0
+    assert rows["morlhf"][header.index("the paper's ratio")] == pytest.approx(196 / 164)
+    assert [row[0] for row in tables["control"].rows] == ["moslim", "cpsft"]
+    assert [row[0] for row in tables["control_less_moslim"].rows] == ["cpsft"]
+    assert len(tables["points"].rows) == 12 and len(tables["soup_lines"].rows) == 5
+    assert tables["effort"].rows[0] == ["moslim", 9.0, 8.0, 0.0, 0.0, 7.0, 0.0]
     text = tables["table2_reward_per_dimension"].markdown()
     assert "| moslim | 4.000 [" in text and "| morlhf | 3.000 [" in text
     for table in tables.values():
@@ -187,10 +211,10 @@ def test_pictures_and_the_page(numbers, tmp_path):
     for _, file in pictures:
         assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 10_000
     odd = Table("odd", "<b> & co", "note", ["<a>", "b"], [["x<y", 1.5]])
-    text = html_page("title", [*tables_of(numbers).values(), odd], pictures, "methods: [a]\n<tag>")
+    text = html_page("title", "made <by>", [*tables_of(numbers).values(), odd], pictures, "methods: [a]\n<tag>")
     page = Page()
     page.feed(text)
-    assert not page.stack and page.tags.count("table") == 8 and page.tags.count("img") == 2
+    assert not page.stack and page.tags.count("table") == 12 and page.tags.count("img") == 2
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "&lt;b&gt; &amp; co" in text and "x&lt;y" in text and "<tag>" not in text
     assert not re.search(r"https?://", text)
