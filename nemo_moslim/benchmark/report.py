@@ -56,12 +56,15 @@ def ratios(ours: list[Round], theirs: list[Round], contest: Contest, clock: str)
     return {"median": statistics.median(found), "lowest": min(found), "highest": max(found)}
 
 
-def report(config: BenchmarkConfig, contest: Contest, architecture: dict, precision: str, leaves_out: bool) -> dict:
+def report(
+    config: BenchmarkConfig, contest: Contest, architecture: dict, precision: str, leaves_out: bool, peer_models: int
+) -> dict:
     """Write the file and print the table; the content of the file.
 
     Args:
         precision: of ours; the peer has bf16 in place of fp8.
         leaves_out: our last layer's feed-forward runs only where it is read.
+        peer_models: that the peer runs over the rows, one after the other (what=scoring: one per dimension).
     """
     content = common(config, contest.load_before)
     content["versions"]["peer"] = contest.versions
@@ -74,9 +77,8 @@ def report(config: BenchmarkConfig, contest: Contest, architecture: dict, precis
             "ours_by_this_processor_time": ratios(contest.ours, rounds, contest, "cpu_seconds"),
         }
         content["sides"][name] = {**variant, **summary(rounds, contest), **against}
-    models = len(config.preferences) if config.what == "scoring" else 1  # the peer has one per dimension
     ours = model_flops_utilization(config.what, architecture, contest.ours, precision, leaves_out)
-    theirs = model_flops_utilization(config.what, architecture, contest.others[BEST], "bf16", models=models)
+    theirs = model_flops_utilization(config.what, architecture, contest.others[BEST], "bf16", models=peer_models)
     content["sides"]["ours"]["mfu"], content["sides"][BEST]["mfu"] = ours, theirs
     write(config, content)
     _print_table(config, content)

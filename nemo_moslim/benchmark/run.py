@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf, open_dict
 
 from nemo_moslim.benchmark.contest import Contest
-from nemo_moslim.benchmark.model_folders import language_model, reward_model
+from nemo_moslim.benchmark.model_folders import language_model, reward_model, reward_settings
 from nemo_moslim.benchmark.operators import ProfiledRounds
 from nemo_moslim.benchmark.report import profile_report, report
 from nemo_moslim.benchmark_config import BenchmarkConfig
@@ -65,7 +65,8 @@ def benchmark(config: BenchmarkConfig) -> None:
             recompute = settings.model.recompute if config.what == "rm" else settings.recompute
             everywhere = settings.parallel.sequence or recompute == "full" or settings.precision == "fp8"
             leaves_out = not (everywhere or architecture.get("num_moe_experts"))  # as models/read_positions.py says
-            report(config, contest, architecture, settings.precision, leaves_out)
+            models = len(reward_settings(reward)["preferences"]) if config.what == "scoring" else 1
+            report(config, contest, architecture, settings.precision, leaves_out, models)
         shutil.rmtree(work)
 
 

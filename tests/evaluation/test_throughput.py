@@ -57,7 +57,7 @@ def test_memory_stands_beside_the_planners_and_the_operators_beside_the_time(mea
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64  # weights: of 18 bytes in training, of 2 otherwise
     embedding = 256 * 32
     for row, least in zip(
-        measured["rows"], (*[18 * (layer + embedding)] * 2, *[2 * 2 * (layer + embedding)] * 2), strict=True
+        measured["rows"], (*[18 * (layer + embedding)] * 2, *[2 * (2 * layer + embedding)] * 2), strict=True
     ):
         assert least < row["predicted_gigabytes"] * 2**30 < least + 2**20, row["what"]
         listed = [operator["share"] for operator in row["operators"]]
