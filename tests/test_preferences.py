@@ -137,6 +137,31 @@ def test_parse_is_the_inverse_of_tag(text, preferences):
     assert (parsed, list(parsed), rest) == (preferences, list(preferences), text)
 
 
+@settings(deadline=None)
+@given(TEXTS, PREFERENCES.filter(bool), st.data())
+def test_a_prefix_with_one_bad_tag_is_refused(text, preferences, data):
+    """A name that no dimension has, a level beside its range, or a dimension twice, in any place of the prefix."""
+    tags = [SCHEMA.dimension(name).written(level) for name, level in preferences.items()]
+    place = data.draw(st.integers(0, len(tags) - 1))
+    name = list(preferences)[place]
+    dimension = SCHEMA.dimension(name)
+    fault = data.draw(st.sampled_from(["name", "level", "repeated"]))
+    if fault == "name":
+        name = data.draw(st.from_regex("[a-z][a-z0-9_-]*", fullmatch=True).filter(lambda n: n not in SCHEMA.names))
+        tags[place], match = f"<{name} 1>", "unknown dimension"
+    elif fault == "level":
+        above = st.integers(dimension.levels_from + dimension.levels)
+        level = data.draw(above | st.integers(max_value=dimension.levels_from - 1))
+        tags[place], match = f"<{name} {level}>", "level of .* must be in"
+    else:
+        again = dimension.written(data.draw(st.integers(1, dimension.levels)))
+        tags.insert(data.draw(st.integers(place + 1, len(tags))), again)
+        match = "repeats dimension"
+    with pytest.raises(ValueError, match=match) as refusal:
+        SCHEMA.parse("".join(tags) + " " + text)
+    assert name in str(refusal.value)
+
+
 def test_a_users_own_tag_survives():
     text = "<helpfulness 5> what does this tag do?"
     assert SCHEMA.strip(SCHEMA.tag(text, {"helpfulness": 5}), {"helpfulness": 5}) == text

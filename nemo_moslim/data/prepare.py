@@ -9,11 +9,9 @@ import hashlib
 import json
 import math
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from nemo_moslim.data import world
@@ -22,7 +20,7 @@ from nemo_moslim.data.folder import QUARANTINE, OutputFolder, check_output, open
 from nemo_moslim.data.prepare_settings import PrepareSettings
 from nemo_moslim.data.prompt_dataset import tag_prompt
 from nemo_moslim.data.rows import Label, RowError, prompt_key
-from nemo_moslim.data.sources import SourceRow, count_rows, is_hub_name, read_rows, sha256_of, suffix_of
+from nemo_moslim.data.sources import SourceRow, is_hub_name, read_rows, sha256_of, with_progress
 from nemo_moslim.preferences import PreferenceSchema
 
 MAX_TAGS = 3  # a prompt asks for 1-3 dimensions
@@ -136,7 +134,7 @@ class _Run:
         for source in sources:
             hub = self.settings.hub
             rows = read_rows(source, hub_split=hub["split"] or "train", hub_config=hub["config"])
-            for source_row in _progress(rows, source):
+            for source_row in with_progress(rows, source):
                 for record in self._records(source_row):
                     self.tally.read += 1
                     if isinstance(record, RowError):
@@ -290,15 +288,6 @@ def _to_safe_json(entry: dict[str, Any]) -> str:
     except (RecursionError, ValueError):
         shown = f"<{type(entry['row']).__name__} that cannot be shown>"
     return json.dumps({**entry, "row": shown})
-
-
-def _progress(rows: Iterable[SourceRow], source: str) -> Iterable[SourceRow]:
-    if not sys.stderr.isatty():
-        return rows
-    from tqdm import tqdm
-
-    total = count_rows(source) if suffix_of(source) else None
-    return tqdm(rows, total=total, unit=" rows", desc=Path(source).name, mininterval=0.5)
 
 
 def describe(manifest: Mapping[str, Any]) -> str:

@@ -87,6 +87,8 @@ class PrepareSettings:
             raise ValueError(f"task=sft does not take source={self.source}: its answers are rated, good and bad ones")
         if self.exclude is not None and self.task != "prompts":
             raise ValueError(f"exclude= is for task=prompts, not task={self.task}")
+        if self.quarantine and self.task == "tokenizer":
+            raise ValueError("on_bad_row=quarantine is not for task=tokenizer: it keeps no rows; leave it out")
         if self.held_out_share == 1:
             raise ValueError("held_out_share must be below 1: training prompts need combinations of levels")
         if is_world:

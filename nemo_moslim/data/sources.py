@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -245,6 +245,16 @@ def count_rows(source: str) -> int | None:
 
     with pyarrow.parquet.ParquetFile(source) as file:
         return file.metadata.num_rows
+
+
+def with_progress(rows: Iterable[SourceRow], source: str) -> Iterable[SourceRow]:
+    """The rows of ``source``, counted by a bar where the terminal shows one."""
+    if not sys.stderr.isatty():
+        return rows
+    from tqdm import tqdm
+
+    total = count_rows(source) if suffix_of(source) else None
+    return tqdm(rows, total=total, unit=" rows", desc=Path(source).name, mininterval=0.5)
 
 
 def sha256_of(path: str | Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_moslim.data.folder import open_output
-from nemo_moslim.data.sources import read_rows, sha256_of
+from nemo_moslim.data.sources import read_rows, sha256_of, with_progress
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (PAD, TURN_START, TURN_END)
@@ -37,7 +37,7 @@ def read_texts(sources: Sequence[str]) -> Iterator[str]:
     """
     for source in sources:
         found = 0
-        for source_row in read_rows(source):
+        for source_row in with_progress(read_rows(source), source):
             if source_row.row is None:
                 raise ValueError(f"{source_row.file}:{source_row.line}: {source_row.error}")
             for text in _texts_of(source_row.row):

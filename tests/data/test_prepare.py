@@ -293,6 +293,7 @@ def test_quarantine_keeps_what_was_read(tmp_path):
         (["task=sft", "source=world", "output=x", "world.decoy_items_share=2"], "world.decoy_items_share must be"),
         (["task=sft", "input=3", "output="], "output: a folder is needed"),
         (["task=ratings", "input=a", "output=x", "preferences.harmless.levels=0"], "preferences.harmless.levels"),
+        (["task=tokenizer", "input=a.jsonl", "output=x", "on_bad_row=quarantine"], "on_bad_row=quarantine is not for"),
         (["task=tokenizer", "input=a.jsonl", "output=x", "vocab_size=9"], "vocab_size must be at least 271"),
     ],
 )

@@ -1,8 +1,12 @@
 """Stopped or killed at any moment and started again by the same command, a run ends as if nothing had happened."""
 
+import contextlib
 import json
+import os
+import random
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -94,6 +98,23 @@ def test_killed_in_the_middle_of_every_moment_of_a_checkpoint(straight, training
         assert all(checkpoint.name < f"step={step:06d}" for checkpoint in list_checkpoints(tmp_path))
     trainings.train("train_rm", *command)
     assert_same_run(tmp_path, straight("one rank"))
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("MOSLIM_RANDOM_KILLS", "0"))))
+def test_a_kill_at_a_random_moment(seed, straight, trainings, arguments, tmp_path):
+    """Some seconds into some step, in each layout by turns: `MOSLIM_RANDOM_KILLS=10` for ten of them."""
+    source, name = random.Random(f"kill {seed}"), list(LAYOUTS)[seed % len(LAYOUTS)]
+    ranks, split = LAYOUTS[name]
+    command, steps = [*arguments, *split, f"run_dir={tmp_path}"], source.randint(0, 11)
+    job = trainings.start("train", ranks, entry="train_rm", arguments=command)
+    wait_for(lambda: steps_done(tmp_path) >= steps, job)
+    time.sleep(source.uniform(0, 2))
+    with contextlib.suppress(ProcessLookupError):  # it may have ended
+        job.signal(signal.SIGKILL)
+    codes = trainings.wait(job)
+    print(f"seed {seed}, {name}: killed after {steps_done(tmp_path)} logged steps, codes {codes}")
+    trainings.train("train_rm", *command, ranks=ranks)
+    assert_same_run(tmp_path, straight(name))
 
 
 def test_one_rank_of_two_killed_between_checkpoints(straight, trainings, arguments, tmp_path):
