@@ -1,14 +1,14 @@
 """Starts an entry point of examples/ as `python` or `torchrun` would, on this machine.
 
 Importing NeMo takes 10 s and more a process. Where there is no GPU, ranks are forked from a server that has imported it
-once: multiprocessing's fork server, under torchrun's own agent. (CUDA does not live through a fork.)
+once, multiprocessing's fork server. (CUDA does not live through a fork.)
 """
 
-import logging
 import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -18,8 +18,7 @@ from pathlib import Path
 from nemo_moslim.console import quiet_libraries
 
 PRELOAD = ["nemo_moslim.preload"]
-STOP_SECONDS = 600  # that ranks get to end a step and save once they are told to stop; torchrun's own is 30
-HANDLED_BY_AGENT = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # while ranks run, they are passed on
+STOP_SECONDS = 600  # that torchrun's ranks get to end a step and save once they are told to stop; its default is 30
 
 
 def can_fork() -> bool:
@@ -60,31 +59,39 @@ def _start_server() -> None:
 
 def _fork_ranks(script: Path, settings: Sequence[str], ranks: int) -> int:
     quiet_libraries()
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.multiprocessing import ProcessExitedException, start_processes
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say what is wrong themselves
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        max_restarts=0, run_id="recipe", start_method="forkserver",
-        signals_to_handle=",".join(HANDLED_BY_AGENT), shutdown_timeout=STOP_SECONDS,
-    )  # fmt: skip
-    handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, HANDLED_BY_AGENT)}
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    told: list[int] = []
+
+    def pass_on(number, _):
+        told.append(number)
+        for process in context.processes:
+            process.terminate()
+
+    context = start_processes(
+        _run_rank, (str(script), list(settings), ranks, port), nprocs=ranks, join=False, start_method="forkserver"
+    )
+    before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        elastic_launch(config, run_script)(str(script), list(settings))
-    except ChildFailedError as failed:
-        return failed.get_first_failure()[1].exitcode
-    except SignalException as stopped:
-        return -stopped.sigval
+        while not context.join():
+            pass
+    except ProcessExitedException as failed:
+        return failed.exit_code
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return 0
+        signal.signal(signal.SIGTERM, before)
+    return -told[0] if told else 0
 
 
-def run_script(script: str, settings: list[str]) -> None:
-    """One rank, in its fork."""
+def _run_rank(rank: int, script: str, settings: list[str], ranks: int, port: int) -> None:
+    """One rank, in its fork, with what torchrun tells a rank."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), GROUP_RANK="0",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="recipe",
+        TORCHELASTIC_ERROR_FILE=os.devnull,
+    )  # fmt: skip
     sys.argv = [script, *settings]
     sys.path.insert(0, str(Path(script).parent))
     try:

@@ -57,7 +57,7 @@ def test_two_ranks_get_what_torchrun_gives_them(script, tmp_path):
             "settings": [str(tmp_path), "a=1"], "name": "__main__", "port": True, "WORLD_SIZE": "2",
             "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # the agent's handlers are gone
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as before
 
 
 def test_without_ranks_it_is_plain_python(script, tmp_path, monkeypatch):
@@ -89,9 +89,8 @@ def test_a_bug_keeps_its_traceback(script, tmp_path):
     assert process.returncode == 1 and "RuntimeError: a bug" in errors and "script.py" in errors
 
 
-def test_a_request_to_stop_reaches_forked_ranks_which_have_time_to_save(script, tmp_path, monkeypatch):
-    """As a scheduler does it: SIGTERM to the recipe alone. torchrun's own patience, here none, is too short."""
-    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "0")
+def test_a_request_to_stop_reaches_forked_ranks_which_have_time_to_save(script, tmp_path):
+    """As a scheduler does it: SIGTERM to the recipe alone."""
     if not launching.can_fork():
         pytest.skip("torchrun is a process of its own, which schedulers signal too")
     process = caller(tmp_path, script, "wait")

@@ -22,9 +22,7 @@ class Round:
     tokens: int  # real ones: no padding, nothing behind an answer's end
     items: int  # rows or answers
     pairs: int = 0  # of passes over whole rows: (query, key) pairs under the causal mask
-    read: int = (
-        0  # of the same: positions that are read, a reward model's ends of rows, a policy's before answer tokens
-    )
+    read: int = 0  # of the same: positions that are read: a reward model's ends of rows, those before answer tokens
 
 
 class PeerGroup:

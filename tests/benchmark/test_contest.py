@@ -223,11 +223,11 @@ def test_a_round_is_what_the_slowest_process_took(tmp_path):
 
     group = PeerGroup.__new__(PeerGroup)
     answers = [
-        {"seconds": 2.0, "cpu_seconds": 1.5, "tokens": 30, "items": 3},
-        {"seconds": 3.0, "cpu_seconds": 2.0, "tokens": 10, "items": 2},
+        {"seconds": 2.0, "cpu_seconds": 1.5, "tokens": 30, "items": 3, "pairs": 90, "read": 3},
+        {"seconds": 3.0, "cpu_seconds": 2.0, "tokens": 10, "items": 2, "pairs": 20, "read": 2},
     ]
     group.__dict__["ask"] = lambda **_: answers
-    assert dataclasses.astuple(group.round()) == (3.0, 3.5, 40, 5)
+    assert dataclasses.astuple(group.round()) == (3.0, 3.5, 40, 5, 110, 5)
 
 
 def test_operator_shares_are_of_the_whole():

@@ -71,7 +71,7 @@ def test_a_language_model_judges_control(server, monkeypatch, tmp_path):
     ]
     write_rows(tmp_path / "prompts.jsonl", rows)
     texts = ["1 0", "5 1", "4 0", "2 x"]
-    answerer = SimpleNamespace(answer=lambda *_: (texts, [3] * 4))
+    answerer = SimpleNamespace(answer=lambda *_: (texts, [3] * 4, 0))
     for name, stand_in in (("start", lambda *_: None), ("open_answerer", lambda *_: answerer)):
         monkeypatch.setattr(evaluate_control, name, stand_in)
     arguments = [

@@ -181,7 +181,7 @@ def benchmarks(policy: str = "runs/policy", shift: float = 0.0) -> dict:
     }
     config = SimpleNamespace(
         policy=policy, asked={"helpfulness": 5}, benchmarks=SimpleNamespace(row_tags=True), limit=40, seed=1,
-        generation=GenerationConfig(16, 1.0, 1.0, 0, 8), rubrics=RUBRICS,
+        generation=GenerationConfig(16, 1.0, 1.0, 0, [], 8), rubrics=RUBRICS,
     )  # fmt: skip
     judge = {"judge": "endpoint", "model": "judge-1", "requests": 120, "from_cache": 3, "cost": 0.5,
              "cost_with_cache": 0.75, "tokens": {"input": 12000, "output": 900},
