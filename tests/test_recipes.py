@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+from omegaconf import OmegaConf
 
 from nemo_moslim.baseline_config import PairTrainingConfig
 from nemo_moslim.cli import compose_config
@@ -21,12 +22,20 @@ REQUIRED = ["run_dir=run", "data=data"]
 
 
 def check_policy_settings(settings):
-    config = parse(compose_config("train_policy", [*REQUIRED, "policy=p", "reward=r", *settings]), PolicyTrainingConfig)
+    check_policy(compose_config("train_policy", [*REQUIRED, "policy=p", "reward=r", *settings]))
+
+
+def check_policy(composed):
+    config = parse(composed, PolicyTrainingConfig)
     check_policy_batch(config.batch.prompts, config.batch.mini_size, config.batch.micro_size, RANKS)
 
 
 def check_supervised_settings(command, checked, settings):
-    config = parse(compose_config(command, [*REQUIRED, "tokenizer=t", *settings]), checked)
+    check_supervised(checked, compose_config(command, [*REQUIRED, "tokenizer=t", *settings]))
+
+
+def check_supervised(checked, composed):
+    config = parse(composed, checked)
     check_batch(config.parallel, config.batch.global_size, config.batch.micro_size, RANKS)
 
 
@@ -80,17 +89,18 @@ def test_comparison(budget, first, tmp_path):
     bench = Bench(Study(tmp_path, RANKS), config)
     planned(bench)
     checks = {
-        "train_sft.py": partial(check_supervised_settings, "train_sft", SFTConfig),
-        "train_rm.py": partial(check_supervised_settings, "train_rm", RewardModelTrainingConfig),
-        "train_policy.py": check_policy_settings,
+        "train_sft.py": partial(check_supervised, SFTConfig),
+        "train_rm.py": partial(check_supervised, RewardModelTrainingConfig),
+        "train_policy.py": check_policy,
     }
     if first == "rloo":
-        checks["train_dpo.py"] = partial(check_supervised_settings, "train_dpo", PairTrainingConfig)
-    trained = [stage for stage in bench.study.stages.values() if stage.script in checks]
-    assert {stage.script for stage in trained} == set(checks)
-    for stage in trained:
-        checks[stage.script](stage.settings)
+        checks["train_dpo.py"] = partial(check_supervised, PairTrainingConfig)
+    assert {stage.script for stage in bench.study.stages.values()} >= set(checks)
+    checks |= {
+        "evaluate.py": partial(parse, schema=EvaluateConfig),
+        "generate.py": partial(parse, schema=GenerateConfig),
+    }
     for stage in bench.study.stages.values():
-        for command, checked in (("evaluate", EvaluateConfig), ("generate", GenerateConfig)):
-            if stage.script == f"{command}.py":
-                parse(compose_config(command, stage.settings), checked)
+        if stage.script in checks:
+            written = "run_dir" if "run_dir" in stage.composed else "output"
+            checks[stage.script](OmegaConf.create({**stage.composed, written: str(stage.folder)}))
