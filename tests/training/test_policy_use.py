@@ -93,7 +93,7 @@ def test_control_is_judged_by_the_reward_model(trainings, policy_run, reward_run
     asked = [json.loads(line)["preferences"] for line in (prompt_dir / "train.jsonl").read_text().splitlines()]
     assert report["helpfulness"]["n"] == sum("helpfulness" in p for p in asked)
     assert report["overall"]["untagged"]["n"] == sum(not p for p in asked) + 5
-    assert report["overall"]["prompts_cut"] == 0 and report["overall"]["cut_for_scoring"] == 0.0
+    assert report["overall"]["prompts_cut"] == 1 and report["overall"]["cut_for_scoring"] == 0.0  # cut_left
     assert report["overall"]["judge"] == "reward_model" and report["overall"]["unseen"]["n"] > 0
     answers = [json.loads(line) for line in (tmp_path / "1" / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 45 and all(1 <= row["levels"]["helpfulness"] <= 5 for row in answers)
@@ -149,7 +149,8 @@ def test_mistakes_are_told_in_one_line(
             ([f"policy={policy_run}", "input=a", "output=b", "compare=harmless"],
              "compare='harmless': expected no compare"),
             *(
-                ([f"policy={policy}", "preferences=datatype2", "prompt=<helpfulness 1> a"],
+                ([f"policy={policy}", "preferences=datatype2", "prompt=<helpfulness 1> a",
+                  "generation.max_new_tokens=8"],
                  "ask for helpfulness in 2 levels, and the policy was trained to follow helpfulness in 5")
                 for policy in (policy_run, exported)
             ),
