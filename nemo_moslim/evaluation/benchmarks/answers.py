@@ -45,6 +45,7 @@ def settings_digest(config: EvaluateConfig) -> str:
     """What an answer depends on beside its prompt, as 16 hex digits. A checkpoint is known by its path and date."""
     path = resolve_checkpoint(config.policy) if is_run(config.policy) else Path(config.policy)
     dated = path / "weights" if (path / "weights").is_dir() else path / "config.json"
+    # no stop tokens count as none named, so that answers of before there were any stay valid
     sampling = {k: v for k, v in to_plain(config.generation).items() if k != "batch_size" and v != []}
     parts = [str(path.resolve()), dated.stat().st_mtime_ns if dated.exists() else 0, sampling, config.seed,
              config.precision, to_plain(config.preferences)]  # fmt: skip
