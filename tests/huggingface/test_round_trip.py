@@ -94,8 +94,11 @@ def test_run_folder_and_stock_transformers_agree(trainings: Trainings, reward_ru
     assert set(report) >= {"helpfulness", "honesty", "harmless", "preference_accuracy", "intensity_accuracy"}
 
 
-def stock_probabilities(folder, data) -> np.ndarray:
-    """What a reader of the exported README would compute with plain transformers, in one padded batch."""
+def stock_probabilities(folder, data, classes=(5, 5, 2)) -> np.ndarray:
+    """What a reader of the exported README would compute with plain transformers, in one padded batch.
+
+    `classes`: how many logits each softmax takes.
+    """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -110,7 +113,7 @@ def stock_probabilities(folder, data) -> np.ndarray:
     inputs = tokenizer(texts, return_tensors="pt", add_special_tokens=False, padding=True, padding_side="right")
     with torch.no_grad():
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    return torch.cat([head.softmax(-1) for head in logits.split([5, 5, 2], dim=-1)], dim=-1).numpy()
+    return torch.cat([head.softmax(-1) for head in logits.split(list(classes), dim=-1)], dim=-1).numpy()
 
 
 def test_a_reward_model_begins_with_the_heads_of_another(
@@ -161,3 +164,28 @@ def test_a_missing_head_or_statistic_fails_the_load(trainings: Trainings, reward
     assert trainings.wait(job) != [0]
     assert ("score.weight is missing" if lost == "head" else "lacks ['mean']") in job.output()
     assert not output.exists()
+
+
+def test_joint_loss_with_heads_of_one_class_there_and_back(
+    trainings: Trainings, language_model, rating_dir, tiny_model, tmp_path
+):
+    """DataType 1 has 1, 1 and 2 classes: one softmax over all four, in the run, its export and stock transformers."""
+    data, run, export = tmp_path / "data", tmp_path / "run", tmp_path / "export"
+    data.mkdir()
+    for split in ("train", "validation"):
+        rows = [json.loads(line) for line in (rating_dir / f"{split}.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["labels"] = {name: level if name == "harmless" else 1 for name, level in row["labels"].items()}
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trainings.train(
+        "train_rm", f"model.init={language_model}", f"data={data}", f"run_dir={run}", *tiny_model, "loss=joint",
+        "preferences=datatype1", "trainer.max_steps=3", ranks=2,
+    )  # fmt: skip
+    trainings.train("export_hf", f"run={run}", f"output={export}")
+    rows = data / "validation.jsonl"
+    from_run = predictions(trainings, run, rows, tmp_path / "run.json", "parallel.tensor=2", ranks=2)
+    from_export = predictions(trainings, export, rows, tmp_path / "export.json")
+    assert from_run.shape == (37, 4)
+    np.testing.assert_allclose(from_run.sum(-1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(from_export, from_run, atol=1e-5)
+    np.testing.assert_allclose(stock_probabilities(export, rows, classes=[4]), from_run, atol=1e-5)

@@ -81,3 +81,14 @@ def test_reward_model_takes_the_backbone_and_starts_its_heads_afresh(trainings, 
     assert [tuple(head.shape) for head in heads] == [(12, 32)] * 2
     assert (heads[0] != heads[1]).all()
     assert float(heads[0].std()) == pytest.approx(0.02, rel=0.15)
+
+
+def test_gradients_are_clipped_to_a_norm_over_all_tensor_parallel_ranks(trainings, reward_arguments, tmp_path):
+    """Adam's first moment after one step is (1 - beta1) times the clipped gradient."""
+    options = ["parallel.tensor=2", "optimizer.clip_grad=0.01", "optimizer.beta1=0.9", "optimizer.distributed=false"]
+    trainings.train("train_rm", *reward_arguments, *ONE_STEP, f"run_dir={tmp_path}", *options, ranks=2)
+    assert metrics(tmp_path)[0]["grad_norm"] > 1.0  # as it was before it was clipped
+    state = weights(tmp_path / "checkpoints" / "step=000001")
+    moments = [value.double() for name, value in state.items() if name.startswith("optimizer.") and "exp_avg." in name]
+    assert len(moments) == 10  # embedding, head, last norm, and seven of the stacked layers
+    assert sum(m.square().sum() for m in moments).sqrt() / 0.1 == pytest.approx(0.01, rel=1e-4)
