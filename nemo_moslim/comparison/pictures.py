@@ -11,8 +11,10 @@ from nemo_moslim.evaluation.plots import GREY, _save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47")  # Okabe and Ito
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLOURS = (  # Okabe and Ito's, with brown for yellow, then two
+    "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47", "#6A3D9A", "#999999",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "h", "p")
 KIND_COLOURS = ("#BBBBBB", "#56B4E9", "#D55E00", "#E69F00")
 
 
@@ -28,7 +30,7 @@ def plot_fronts(numbers: Mapping[str, Any], path: str | Path) -> Path:
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for panel, (first, second) in zip(panels, pairs, strict=True):
         for number, (method, found) in enumerate(numbers["methods"].items()):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // 8) % len(MARKERS)]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // 10) % len(MARKERS)]
             points = [(point["levels"][first], point["levels"][second]) for point in found["points"]]
             for x, y in points:
                 _cross(panel, x, y, colour)
