@@ -30,7 +30,7 @@ def plot_fronts(numbers: Mapping[str, Any], path: str | Path) -> Path:
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for panel, (first, second) in zip(panels, pairs, strict=True):
         for number, (method, found) in enumerate(numbers["methods"].items()):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // 10) % len(MARKERS)]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
             points = [(point["levels"][first], point["levels"][second]) for point in found["points"]]
             for x, y in points:
                 _cross(panel, x, y, colour)
