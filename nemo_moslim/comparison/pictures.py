@@ -35,8 +35,9 @@ def plot_fronts(numbers: Mapping[str, Any], path: str | Path) -> Path:
             for x, y in points:
                 _cross(panel, x, y, colour)
             means = [(x["mean"], y["mean"]) for x, y in points]
+            label = "SFT model" if method == "start" else method
             panel.plot(
-                *zip(*means, strict=True), marker, color=colour, markersize=8, markeredgecolor="white", label=method
+                *zip(*means, strict=True), marker, color=colour, markersize=8, markeredgecolor="white", label=label
             )
             front = sorted(p for p in means if not any(_beats(q, p) for q in means))
             panel.plot(*zip(*front, strict=True), "-", color=colour, linewidth=1, alpha=0.6)
