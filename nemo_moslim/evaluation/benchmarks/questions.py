@@ -140,7 +140,7 @@ def _hackaprompt_benchmark(path: str, templates_path: str | None) -> Benchmark:
 def _whole_hackaprompt(row: Mapping[str, Any], number: int) -> Question:
     level, prompt = str(row.get("level")), check_text(row.get("prompt"), "prompt")
     target = LevelTemplate(prompt, check_text(row.get("expected_completion"), "expected_completion"))
-    return Question(f"{level}/{prompt}", [prompt], {"level": level}, attack=target.is_beaten)
+    return Question(f"{level}/{prompt}", [prompt], {"level": level.removeprefix("level_")}, attack=target.is_beaten)
 
 
 def _hackaprompt(row: Mapping[str, Any], templates: Mapping[str, LevelTemplate]) -> Question:
@@ -149,7 +149,7 @@ def _hackaprompt(row: Mapping[str, Any], templates: Mapping[str, LevelTemplate])
         raise RowError("no template for its level", f"{level!r}; there are {', '.join(templates)}")
     submission, template = check_text(row.get("prompt"), "prompt"), templates[level]
     turn = template.filled(submission)
-    return Question(f"{level}/{submission}", [turn], {"level": level}, attack=template.is_beaten)
+    return Question(f"{level}/{submission}", [turn], {"level": level.removeprefix("level_")}, attack=template.is_beaten)
 
 
 def _tensor_trust(row: Mapping[str, Any], number: int) -> Question:
