@@ -78,12 +78,16 @@ class OnlineDPOConfig:
 
     name: str
     samples: int
+    pairs: int
     epochs: int
     beta: float
+    reward_scale: float | None
 
     def __post_init__(self):
-        require(self.samples > 1, "algorithm.samples", self.samples, "2 or more: a best and a worst answer")
-        positive("algorithm.", self, "epochs", "beta")
+        positive("algorithm.", self, "pairs", "epochs", "beta")
+        least = 2 * self.pairs
+        require(self.samples >= least, "algorithm.samples", self.samples, f"{least} or more: two for each of the pairs")
+        _null_or_positive("reward_scale", self.reward_scale)
 
 
 @dataclass
@@ -263,8 +267,8 @@ class PolicyTrainingConfig:
             least, horizon = answers // KL_ANSWERS_PER_HORIZON + 1, self.algorithm.kl_horizon
             expected = f"{least} or more: a step has {answers} answers, and kl_coef has to keep its sign"
             require(horizon >= least, "algorithm.kl_horizon", horizon, expected)
-        if self.algorithm.name == "online_dpo":  # a pair per prompt
-            answers = batch.prompts * 2
+        if self.algorithm.name == "online_dpo":
+            answers = batch.prompts * 2 * self.algorithm.pairs
             require(batch.micro_size % 2 == 0, "batch.micro_size", batch.micro_size, "an even number (pairs)")
         batch.mini_size = batch.mini_size or answers
         require(

@@ -1,4 +1,4 @@
-"""From one reward per answer to what the policy learns from: per-token rewards and GAE, leave-one-out, best and worst.
+"""From one reward per answer to what the policy learns from: per-token rewards and GAE, leave-one-out, ranked pairs.
 
 Shapes: B rows (answers), T response positions, G groups (answers to the same prompt). A mask [B, T] is True on the
 answer's tokens, its EOS included: a run from position 0, then padding. A row without any True is filler and counts
@@ -163,38 +163,42 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
     return ((k * r - sums[index]) / (k - 1)).float()
 
 
-def best_and_worst(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pair of each group for Online DPO: the rows with its highest and its lowest reward.
+def ranked_pairs(rewards: Tensor, groups: Tensor, usable: Tensor, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of each group for Online DPO: best and worst row, second best and second worst, and so on inwards.
 
-    Groups are in ascending order of their id. Among equal rewards the first row wins.
+    Groups are in ascending order of their id. Among equal rewards the earlier row is the better one.
 
     Args:
-        rewards: [B], no NaN.
-        groups: [B] int64, any ids in any order.
+        rewards: [B], no NaN where usable.
+        groups: [B] int64, any ids in any order; each group has at least 2 * `pairs` rows.
+        usable: [B] bool, rows that may be ranked.
+        pairs: of every group; 1 or more.
 
     Returns:
-        best: [G] int64 row index.
-        worst: [G] int64 row index.
-        tied: [G] bool, True where both rewards are equal (so also for a group of one row): no preference to learn.
+        rows: [G * pairs, 2] int64, the better row first; no row is in two pairs.
+        complete: [G * pairs] bool, False where too few rows are usable and any others fill the pair.
+        tied: [G * pairs] bool, True where both rewards of a complete pair are equal: no preference to learn.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, a reward is NaN.
+        ValueError: shapes or dtypes do not fit, a usable reward is NaN, a group is too small.
     """
     _check_groups(rewards, groups)
-    nan_rows = rewards.isnan().nonzero().flatten().tolist()
+    nan_rows = (rewards.isnan() & usable).nonzero().flatten().tolist()
     if nan_rows:
         raise ValueError(f"rewards: expected numbers to rank, got NaN in rows {nan_rows}")
-    ids, index = groups.unique(return_inverse=True)
-    r, row = rewards.float(), torch.arange(len(rewards), device=rewards.device)
-
-    def first_row(reduce: str) -> tuple[Tensor, Tensor]:
-        extreme = r.new_zeros(len(ids)).scatter_reduce(0, index, r, reduce, include_self=False)  # [G]
-        candidates = torch.where(r == extreme[index], row, len(row))
-        return extreme, row.new_full((len(ids),), len(row)).scatter_reduce(0, index, candidates, "amin")
-
-    highest, best = first_row("amax")
-    lowest, worst = first_row("amin")
-    return best, worst, highest == lowest
+    found, complete = [], []
+    for group in groups.unique().tolist():
+        rows = (groups == group).nonzero().flatten().tolist()
+        if len(rows) < 2 * pairs:
+            raise ValueError(f"groups: {pairs} pairs need at least {2 * pairs} rows per group, got {len(rows)}")
+        ranked = sorted((row for row in rows if usable[row]), key=lambda row: (-rewards[row].item(), row))
+        nested = [(ranked[k], ranked[-1 - k]) for k in range(min(pairs, len(ranked) // 2))]
+        spare = iter(sorted(set(rows) - {row for pair in nested for row in pair}))
+        found += nested + [(next(spare), next(spare)) for _ in range(pairs - len(nested))]
+        complete += [k < len(nested) for k in range(pairs)]
+    index = torch.tensor(found, dtype=torch.int64, device=rewards.device).reshape(-1, 2)
+    whole = torch.tensor(complete, dtype=torch.bool, device=rewards.device)
+    return index, whole, whole & (rewards[index[:, 0]] == rewards[index[:, 1]])
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, rows: int) -> float:

@@ -13,17 +13,21 @@ from nemo_moslim.functional.masked import check_positive, inside
 
 
 def dpo_loss(
-    chosen_logratios: Tensor, rejected_logratios: Tensor, valid: Tensor, beta: float
+    chosen_logratios: Tensor, rejected_logratios: Tensor, valid: Tensor, beta: float, beliefs: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO's loss on pairs (Rafailov et al. 2023, Eq. 7); MOSLIM Eq. 3 where the prompts carry tags.
 
     margin = beta * (chosen_logratio - rejected_logratio),  loss = -sum log sigmoid(margin)
+
+    With `beliefs` p the loss is -sum p log sigmoid(margin) + (1 - p) log sigmoid(-margin), least where sigmoid(margin)
+    is p: reward-aware preference optimization (Nemotron-4 340B 2024; NeMo-Aligner's `rpo_bwd_kl`) but for a constant.
 
     Args:
         chosen_logratios: [P], sum over the better answer's tokens of logprobs - ref_logprobs.
         rejected_logratios: [P], the same of the worse answer.
         valid: [P] bool, False for pairs that do not count (ties, filler).
         beta: above 0.
+        beliefs: [P], the probability that the chosen answer is better; None: certain.
 
     Returns:
         loss: fp32 scalar, a sum.
@@ -36,7 +40,11 @@ def dpo_loss(
         ValueError: shapes or dtypes do not fit, `beta` is not above 0.
     """
     no_margins = torch.zeros_like(valid, dtype=torch.float32)
-    return modpo_loss(chosen_logratios, rejected_logratios, no_margins, valid, beta, weight=1.0)
+    loss, metrics = modpo_loss(chosen_logratios, rejected_logratios, no_margins, valid, beta, weight=1.0)
+    if beliefs is not None:  # log sigmoid(-margin) = log sigmoid(margin) - margin
+        margin = beta * (inside(chosen_logratios, valid) - inside(rejected_logratios, valid))
+        loss = loss + ((1.0 - inside(beliefs.detach(), valid)) * margin).sum()
+    return loss, metrics
 
 
 def modpo_loss(

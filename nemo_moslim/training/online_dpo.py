@@ -1,14 +1,18 @@
-"""Online DPO: of a prompt's answers, the best by mapped reward is preferred to the worst (Rafailov et al. 2023)."""
+"""Online DPO: of a prompt's answers, the best by mapped reward is preferred to the worst (Rafailov et al. 2023).
+
+With more than one pair a prompt also the second best to the second worst, and so on.
+"""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout
-from nemo_moslim.functional.advantages import best_and_worst
+from nemo_moslim.functional.advantages import ranked_pairs
 from nemo_moslim.functional.masked import inside
 from nemo_moslim.functional.preference_losses import dpo_loss
 from nemo_moslim.policy_config import OnlineDPOConfig
+from nemo_moslim.training.rl_batches import with_field
 
 
 class OnlineDPO:
@@ -22,29 +26,32 @@ class OnlineDPO:
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
 
     def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-        """Best and worst usable answer of each prompt; ties do not count, nor do prompts with fewer than two."""
-        rewards, groups, free = rollout.rewards.cpu(), rollout.groups.cpu(), torch.from_numpy(usable)
-        best = best_and_worst(rewards.masked_fill(~free, -torch.inf), groups)[0]
-        worst = best_and_worst(rewards.masked_fill(~free, torch.inf), groups)[1]
-        ids, index = groups.unique(return_inverse=True)
-        unpaired = torch.zeros(len(ids)).index_add(0, index, free.float()) < 2
-        tied = ~unpaired & (rewards[best] == rewards[worst])
-        pairs = torch.stack([best, worst], 1)
+        """The pairs of each prompt's usable answers; ties do not count, nor do pairs for which answers are missing."""
+        pairs, complete, tied = ranked_pairs(
+            rollout.rewards.cpu(), rollout.groups.cpu(), torch.from_numpy(usable), self.config.pairs
+        )
         counted = torch.zeros(len(rollout), dtype=torch.bool)
-        counted[pairs[~tied & ~unpaired].flatten()] = True
-        shares = {"tied_pairs": float(tied.float().mean()), "unpaired_prompts": float(unpaired.float().mean())}
+        counted[pairs[complete & ~tied].flatten()] = True
+        shares = {"tied_pairs": float(tied.float().mean()), "missing_pairs": float((~complete).float().mean())}
         return pairs.flatten().numpy(), counted.numpy(), shares
 
     def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
-        """Nothing to add: the loss needs the reference's log-probabilities alone."""
-        return batches, {}
+        """An answer's advantage is its reward less that of the other answer of its pair."""
+        columns = []
+        for batch in batches:
+            rewards = rollout.rewards.cpu()[batch.rows].view(-1, 2)
+            leads = (rewards - rewards.flip(1)).flatten()
+            columns.append(leads[:, None] * batch.response_mask)
+        return with_field(batches, advantages=columns), {}
 
     def loss(self, logprobs: Tensor, entropy: Tensor, batch: PolicyBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Counted in pairs."""
         mask = batch.response_mask
         logratios = inside(logprobs - batch.ref_logprobs, mask).sum(-1)
         valid = mask.any(-1)[0::2] & mask.any(-1)[1::2]
-        loss, sums = dpo_loss(logratios[0::2], logratios[1::2], valid, self.config.beta)
+        scale, leads = self.config.reward_scale, batch.advantages[0::2, 0]
+        beliefs = None if scale is None else (scale * leads).sigmoid()
+        loss, sums = dpo_loss(logratios[0::2], logratios[1::2], valid, self.config.beta, beliefs)
         deviation = ((logprobs.detach() - batch.old_logprobs).expm1().abs() * mask).amax()
         extra = {"entropy": (entropy.detach() * mask).sum(), "tokens": mask.sum(), "ratio_deviation_max": deviation}
         return loss, sums.pop("count"), {**sums, **extra}

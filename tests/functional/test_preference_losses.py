@@ -41,6 +41,21 @@ def test_dpo_by_hand():
     torch.testing.assert_close(rejected.grad, -torch.tensor(expected))
 
 
+def test_a_pair_that_is_believed_in_part_by_hand():
+    """The loss is the cross-entropy of the belief, least where sigmoid(margin) is the belief."""
+    beliefs = torch.tensor([0.75, 1.0, 0.75, NAN])
+    chosen = torch.tensor([1.0, -2.0, 2 * math.log(3), NAN], requires_grad=True)  # margins 1, -1 and logit(0.75)
+    rejected, valid = torch.tensor([-1.0, 0.0, 0.0, NAN]), torch.tensor([True, True, True, False])
+    loss, metrics = dpo_loss(chosen, rejected, valid, 0.5, beliefs)
+    nats = [0.75 * math.log(1 + math.exp(-1)) + 0.25 * math.log(1 + math.exp(1)), math.log(1 + math.exp(1))]
+    nats.append(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    assert loss.item() == pytest.approx(sum(nats), rel=1e-6)
+    assert numbers(metrics) == pytest.approx({"count": 3, "accuracy": 2, "margin": 1 - 1 + math.log(3)}, rel=1e-6)
+    loss.backward()  # d/d chosen = beta * (sigmoid(margin) - belief)
+    expected = [0.5 * (1 / (1 + math.exp(-1)) - 0.75), -0.5 / (1 + math.exp(-1)), 0.0, 0.0]
+    torch.testing.assert_close(chosen.grad, torch.tensor(expected), atol=1e-7, rtol=1e-5)
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), beta=st.floats(0.01, 2.0), weight=st.floats(0.1, 1.0))
 def test_modpo_equals_a_loop(seed, beta, weight):

@@ -101,11 +101,29 @@ def test_online_dpo_pairs_the_finished_answers():
     finished = np.array([True, True, False, True, False, False, True, True, True])
     made = rollout([2.0, 1.0, 9.0, 5.0, 6.0, 7.0, 3.0, 3.0, 3.0], finished, lengths=[1] * 9)
     made = replace(made, groups=torch.arange(9) // 3)
-    algorithm = OnlineDPO(OnlineDPOConfig(name="online_dpo", samples=3, epochs=1, beta=0.1))
+    algorithm = OnlineDPO(OnlineDPOConfig("online_dpo", samples=3, pairs=1, epochs=1, beta=0.1, reward_scale=None))
     rows, counted, shares = algorithm.choose(made, finished)
     assert rows.reshape(-1, 2)[0].tolist() == [0, 1] and rows.shape == (6,)  # row 2 is the best, and was cut
     assert counted.tolist() == [True, True] + [False] * 7  # a lone finished answer; a tie
-    assert shares == {"tied_pairs": pytest.approx(1 / 3), "unpaired_prompts": pytest.approx(1 / 3)}
+    assert shares == {"tied_pairs": pytest.approx(1 / 3), "missing_pairs": pytest.approx(1 / 3)}
     rows, counted, shares = algorithm.choose(made, np.ones(9, dtype=bool))
     assert rows.tolist()[:4] == [2, 1, 5, 3] and np.flatnonzero(counted).tolist() == [1, 2, 3, 5]
-    assert shares["unpaired_prompts"] == 0.0
+    assert shares["missing_pairs"] == 0.0
+
+
+def test_online_dpo_believes_a_pair_as_far_as_its_rewards_are_apart(batches):
+    from nemo_moslim.training.online_dpo import OnlineDPO
+
+    made, (batch,) = rollout([1.0, 2.0, 3.0, 1.0]), batches
+    batch = replace(batch, rows=torch.tensor([1, 0, 2, 3]), response_mask=batch.response_mask | batch.response_mask[:1])
+    batch = replace(batch, ref_logprobs=torch.zeros_like(batch.ref_logprobs))
+    (batch,), _ = OnlineDPO(OnlineDPOConfig("online_dpo", 2, 1, 1, 0.5, 3.0)).prepare(made, [batch])
+    assert batch.advantages[:, 0].tolist() == [1.0, -1.0, 2.0, -2.0]
+    logprobs = torch.zeros_like(batch.ref_logprobs).index_put_(
+        (torch.tensor([0]), torch.tensor([0])), torch.tensor(4.0)
+    )
+    for scale, beliefs in ((3.0, [1 / (1 + np.exp(-3)), 1 / (1 + np.exp(-6))]), (None, [1.0, 1.0])):
+        algorithm = OnlineDPO(OnlineDPOConfig("online_dpo", 2, 1, 1, beta=0.5, reward_scale=scale))
+        loss, count, _ = algorithm.loss(logprobs, torch.zeros_like(logprobs), batch)
+        first = beliefs[0] * np.log1p(np.exp(-2.0)) + (1 - beliefs[0]) * np.log1p(np.exp(2.0))
+        assert float(loss) == pytest.approx(first + np.log(2), rel=1e-5) and count == 2
