@@ -81,10 +81,13 @@ class OnlineDPOConfig:
     pairs: int
     epochs: int
     beta: float
+    kl_target: float | None
+    kl_horizon: int
     reward_scale: float | None
 
     def __post_init__(self):
-        positive("algorithm.", self, "pairs", "epochs", "beta")
+        positive("algorithm.", self, "pairs", "epochs", "beta", "kl_horizon")
+        _null_or_positive("kl_target", self.kl_target)
         least = 2 * self.pairs
         require(self.samples >= least, "algorithm.samples", self.samples, f"{least} or more: two for each of the pairs")
         _null_or_positive("reward_scale", self.reward_scale)
@@ -263,9 +266,9 @@ class PolicyTrainingConfig:
     def _check_batches(self):
         batch, samples = self.batch, self.algorithm.samples
         answers = batch.prompts * samples
-        if self.algorithm.name != "online_dpo" and self.algorithm.kl_target is not None:
+        if self.algorithm.kl_target is not None:
             least, horizon = answers // KL_ANSWERS_PER_HORIZON + 1, self.algorithm.kl_horizon
-            expected = f"{least} or more: a step has {answers} answers, and kl_coef has to keep its sign"
+            expected = f"{least} or more: a step has {answers} answers, and the KL's weight has to keep its sign"
             require(horizon >= least, "algorithm.kl_horizon", horizon, expected)
         if self.algorithm.name == "online_dpo":
             answers = batch.prompts * 2 * self.algorithm.pairs

@@ -14,7 +14,7 @@ from nemo_moslim.batches import PolicyBatch, Rollout
 from nemo_moslim.functional.advantages import adapt_kl_coef, token_kl
 from nemo_moslim.functional.policy_losses import clipped_policy_loss
 from nemo_moslim.parallel.layout import sum_over_data_ranks
-from nemo_moslim.policy_config import PPOConfig, RLOOConfig
+from nemo_moslim.policy_config import OnlineDPOConfig, PPOConfig, RLOOConfig
 
 POLICY_METRICS = ("clipped", "ratio", "ratio_deviation_max", "approx_kl", "entropy")  # of `policy_loss`
 
@@ -62,7 +62,7 @@ def counted_answers(batches: Sequence[PolicyBatch]) -> int:
 
 
 def next_kl_coef(
-    kl_coef: float, rollout: Rollout, batches: Sequence[PolicyBatch], config: PPOConfig | RLOOConfig
+    kl_coef: float, rollout: Rollout, batches: Sequence[PolicyBatch], config: PPOConfig | RLOOConfig | OnlineDPOConfig
 ) -> float:
     """What the controller makes of the coefficient that a step has used; the same where no `kl_target` is set."""
     if config.kl_target is None:

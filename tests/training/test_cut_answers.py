@@ -95,13 +95,18 @@ def test_rloo_compares_with_a_cut_answers_reward_less_its_kl(batches):
     torch.testing.assert_close(prepared.advantages, torch.tensor(expected))
 
 
+def online_dpo_config(**changed):
+    plain = {"samples": 2, "pairs": 1, "epochs": 1, "beta": 0.5, "reward_scale": None}
+    return OnlineDPOConfig("online_dpo", **{**plain, "kl_target": None, "kl_horizon": 50, **changed})
+
+
 def test_online_dpo_pairs_the_finished_answers():
     from nemo_moslim.training.online_dpo import OnlineDPO
 
     finished = np.array([True, True, False, True, False, False, True, True, True])
     made = rollout([2.0, 1.0, 9.0, 5.0, 6.0, 7.0, 3.0, 3.0, 3.0], finished, lengths=[1] * 9)
     made = replace(made, groups=torch.arange(9) // 3)
-    algorithm = OnlineDPO(OnlineDPOConfig("online_dpo", samples=3, pairs=1, epochs=1, beta=0.1, reward_scale=None))
+    algorithm = OnlineDPO(online_dpo_config(samples=3))
     rows, counted, shares = algorithm.choose(made, finished)
     assert rows.reshape(-1, 2)[0].tolist() == [0, 1] and rows.shape == (6,)  # row 2 is the best, and was cut
     assert counted.tolist() == [True, True] + [False] * 7  # a lone finished answer; a tie
@@ -117,13 +122,27 @@ def test_online_dpo_believes_a_pair_as_far_as_its_rewards_are_apart(batches):
     made, (batch,) = rollout([1.0, 2.0, 3.0, 1.0]), batches
     batch = replace(batch, rows=torch.tensor([1, 0, 2, 3]), response_mask=batch.response_mask | batch.response_mask[:1])
     batch = replace(batch, ref_logprobs=torch.zeros_like(batch.ref_logprobs))
-    (batch,), _ = OnlineDPO(OnlineDPOConfig("online_dpo", 2, 1, 1, 0.5, 3.0)).prepare(made, [batch])
+    (batch,), _ = OnlineDPO(online_dpo_config()).prepare(made, [batch])
     assert batch.advantages[:, 0].tolist() == [1.0, -1.0, 2.0, -2.0]
     logprobs = torch.zeros_like(batch.ref_logprobs).index_put_(
         (torch.tensor([0]), torch.tensor([0])), torch.tensor(4.0)
     )
     for scale, beliefs in ((3.0, [1 / (1 + np.exp(-3)), 1 / (1 + np.exp(-6))]), (None, [1.0, 1.0])):
-        algorithm = OnlineDPO(OnlineDPOConfig("online_dpo", 2, 1, 1, beta=0.5, reward_scale=scale))
+        algorithm = OnlineDPO(online_dpo_config(reward_scale=scale))
         loss, count, _ = algorithm.loss(logprobs, torch.zeros_like(logprobs), batch)
         first = beliefs[0] * np.log1p(np.exp(-2.0)) + (1 - beliefs[0]) * np.log1p(np.exp(2.0))
         assert float(loss) == pytest.approx(first + np.log(2), rel=1e-5) and count == 2
+
+
+def test_online_dpos_kl_controller_moves_as_ppos(batches):
+    from nemo_moslim.training.online_dpo import OnlineDPO
+
+    (batch,) = batches
+    algorithm = OnlineDPO(online_dpo_config(kl_target=1.0))
+    logprobs = batch.old_logprobs + torch.tensor([1.0, 0.0, 2.0, 0.0])[:, None] * batch.response_mask  # row 1 is cut
+    for beta in (0.5, 0.5 * (1 + 0.2 * 3 / 50)):  # 1.4 nats an answer, above the target by more than the clip of 0.2
+        (prepared,), metrics = algorithm.prepare(rollout([1.0, 2.0, 3.0, 4.0]), batches)
+        assert metrics == {"beta": pytest.approx(beta, rel=1e-6)}
+        loss, count, _ = algorithm.loss(logprobs, torch.zeros_like(logprobs), prepared)
+        margin = beta * (0.8 + 2.0 - 1.4)  # of the second pair; the first has a cut answer
+        assert float(loss) == pytest.approx(np.log1p(np.exp(-margin)), rel=1e-5) and count == 1
