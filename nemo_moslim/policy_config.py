@@ -13,6 +13,7 @@ CUT_ANSWERS = ("score", "mask")
 CRITICS = ("value", "levels", "service")
 RECOMPUTE = (None, "selective", "full")
 NORMALIZE = ("total", "active")
+PAIRS = ("best_worst", "all")
 OLD_LOGPROBS = ("trainer", "generator")
 KL_ANSWERS_PER_HORIZON = 5  # a step has fewer answers than that many horizons (functional/advantages.py: adapt_kl_coef)
 
@@ -78,7 +79,7 @@ class OnlineDPOConfig:
 
     name: str
     samples: int
-    pairs: int
+    pairs: str
     epochs: int
     beta: float
     kl_target: float | None
@@ -86,11 +87,16 @@ class OnlineDPOConfig:
     reward_scale: float | None
 
     def __post_init__(self):
-        positive("algorithm.", self, "pairs", "epochs", "beta", "kl_horizon")
-        _null_or_positive("kl_target", self.kl_target)
-        least = 2 * self.pairs
-        require(self.samples >= least, "algorithm.samples", self.samples, f"{least} or more: two for each of the pairs")
-        _null_or_positive("reward_scale", self.reward_scale)
+        require(self.samples > 1, "algorithm.samples", self.samples, "2 or more: a better and a worse answer")
+        one_of("algorithm.pairs", self.pairs, PAIRS)
+        positive("algorithm.", self, "epochs", "beta", "kl_horizon")
+        for name in ("kl_target", "reward_scale"):
+            _null_or_positive(name, getattr(self, name))
+
+    @property
+    def unit(self) -> int:
+        """Answers of a prompt that are learnt from, together in a micro-batch."""
+        return 2 if self.pairs == "best_worst" else self.samples
 
 
 @dataclass
@@ -271,8 +277,14 @@ class PolicyTrainingConfig:
             expected = f"{least} or more: a step has {answers} answers, and the KL's weight has to keep its sign"
             require(horizon >= least, "algorithm.kl_horizon", horizon, expected)
         if self.algorithm.name == "online_dpo":
-            answers = batch.prompts * 2 * self.algorithm.pairs
-            require(batch.micro_size % 2 == 0, "batch.micro_size", batch.micro_size, "an even number (pairs)")
+            unit = self.algorithm.unit
+            answers = batch.prompts * unit
+            require(
+                batch.micro_size % unit == 0,
+                "batch.micro_size",
+                batch.micro_size,
+                f"a multiple of {unit}, the answers of a prompt that are learnt from together",
+            )
         batch.mini_size = batch.mini_size or answers
         require(
             answers % batch.mini_size == 0,

@@ -1,4 +1,4 @@
-"""From one reward per answer to what the policy learns from: per-token rewards and GAE, leave-one-out, ranked pairs.
+"""From one reward per answer to what the policy learns from: per-token rewards and GAE, leave-one-out, ranking.
 
 Shapes: B rows (answers), T response positions, G groups (answers to the same prompt). A mask [B, T] is True on the
 answer's tokens, its EOS included: a run from position 0, then padding. A row without any True is filler and counts
@@ -163,42 +163,33 @@ def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
     return ((k * r - sums[index]) / (k - 1)).float()
 
 
-def ranked_pairs(rewards: Tensor, groups: Tensor, usable: Tensor, pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs of each group for Online DPO: best and worst row, second best and second worst, and so on inwards.
+def ranked_rows(rewards: Tensor, groups: Tensor, usable: Tensor) -> Tensor:
+    """The rows of each group from best to worst, behind them those that are not usable (Online DPO).
 
-    Groups are in ascending order of their id. Among equal rewards the earlier row is the better one.
+    Groups are in ascending order of their id. Among equal rewards the earlier row comes first.
 
     Args:
         rewards: [B], no NaN where usable.
-        groups: [B] int64, any ids in any order; each group has at least 2 * `pairs` rows.
+        groups: [B] int64, any ids in any order; all groups have K rows.
         usable: [B] bool, rows that may be ranked.
-        pairs: of every group; 1 or more.
 
     Returns:
-        rows: [G * pairs, 2] int64, the better row first; no row is in two pairs.
-        complete: [G * pairs] bool, False where too few rows are usable and any others fill the pair.
-        tied: [G * pairs] bool, True where both rewards of a complete pair are equal: no preference to learn.
+        [G, K] int64 row indices.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, a usable reward is NaN, a group is too small.
+        ValueError: shapes or dtypes do not fit, a usable reward is NaN, groups differ in size.
     """
     _check_groups(rewards, groups)
     nan_rows = (rewards.isnan() & usable).nonzero().flatten().tolist()
     if nan_rows:
         raise ValueError(f"rewards: expected numbers to rank, got NaN in rows {nan_rows}")
-    found, complete = [], []
-    for group in groups.unique().tolist():
-        rows = (groups == group).nonzero().flatten().tolist()
-        if len(rows) < 2 * pairs:
-            raise ValueError(f"groups: {pairs} pairs need at least {2 * pairs} rows per group, got {len(rows)}")
-        ranked = sorted((row for row in rows if usable[row]), key=lambda row: (-rewards[row].item(), row))
-        nested = [(ranked[k], ranked[-1 - k]) for k in range(min(pairs, len(ranked) // 2))]
-        spare = iter(sorted(set(rows) - {row for pair in nested for row in pair}))
-        found += nested + [(next(spare), next(spare)) for _ in range(pairs - len(nested))]
-        complete += [k < len(nested) for k in range(pairs)]
-    index = torch.tensor(found, dtype=torch.int64, device=rewards.device).reshape(-1, 2)
-    whole = torch.tensor(complete, dtype=torch.bool, device=rewards.device)
-    return index, whole, whole & (rewards[index[:, 0]] == rewards[index[:, 1]])
+    sizes = groups.unique(return_counts=True)[1].tolist()
+    if len(set(sizes)) > 1:
+        raise ValueError(f"groups: expected groups of one size, got sizes {sorted(set(sizes))}")
+    order = torch.arange(len(rewards), device=rewards.device)
+    for key in (-rewards.double().masked_fill(~usable, -torch.inf), groups):  # stable: the last key decides first
+        order = order[key[order].argsort(stable=True)]
+    return order.view(len(sizes), -1) if sizes else order.view(0, 0)
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, target: float, horizon: float, rows: int) -> float:

@@ -155,8 +155,8 @@ class PlanConfig:
 
     @property
     def trained_answers(self) -> int:
-        """Answers that a step trains on, over all ranks: all, or the pairs of each prompt."""
-        return self.batch.prompts * 2 * self.online_dpo.pairs if self.task == "online_dpo" else self.answers
+        """Answers that a step trains on, over all ranks: all, or a unit of Online DPO per prompt."""
+        return self.batch.prompts * self.online_dpo.unit if self.task == "online_dpo" else self.answers
 
     @property
     def mini_size(self) -> int:

@@ -12,7 +12,7 @@ from nemo_moslim.functional.advantages import (
     generalized_advantages,
     leave_one_out,
     masked_moments,
-    ranked_pairs,
+    ranked_rows,
     token_kl,
     token_rewards,
     whiten,
@@ -190,51 +190,28 @@ def test_leave_one_out_names_a_group_of_one():
         leave_one_out(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 42, 1]))
 
 
-def test_ranked_pairs_by_hand():
-    #                         0    1     2    3    4     5     6    7    8    9
-    rewards = torch.tensor([2.0, 9.0, -1.0, 2.0, 4.0, -1.0, 9.0, 0.5, 9.0, 9.0])
-    groups = torch.tensor([5, 1, 5, 5, 5, 5, 1, 1, 1, 3])
-    every = torch.ones(10).bool()
-    rows, complete, tied = ranked_pairs(rewards[:9], groups[:9], every[:9], 2)
-    # group 1: rows 1, 6, 8, 7 from best to worst; group 5: rows 4, 0, 3, 2, 5, of which the middle is left over
-    assert rows.tolist() == [[1, 7], [6, 8], [4, 5], [0, 2]]
-    assert complete.tolist() == [True] * 4 and tied.tolist() == [False, True, False, False]
-    assert rows.dtype == torch.int64 and complete.dtype == tied.dtype == torch.bool
-    usable = torch.tensor([True, True, False, True, True, False, False, True, False, True])
-    rows, complete, tied = ranked_pairs(rewards.masked_fill(~usable, NAN)[:9], groups[:9], usable[:9], 2)
-    # group 1 has rows 1 and 7, the others fill its second pair; group 5 has rows 4, 0, 3
-    assert rows.tolist() == [[1, 7], [6, 8], [4, 3], [0, 2]]
-    assert complete.tolist() == [True, False, True, False] and tied.tolist() == [False] * 4
+def test_ranked_rows_by_hand():
+    #                         0    1     2    3    4     5
+    rewards = torch.tensor([2.0, 9.0, -1.0, 2.0, 4.0, 9.0])
+    groups = torch.tensor([5, 1, 5, 1, 5, 1])
+    every = torch.ones(6).bool()
+    assert ranked_rows(rewards, groups, every).tolist() == [[1, 5, 3], [4, 0, 2]]  # the first of equal rewards first
+    usable = torch.tensor([True, False, True, True, False, True])
+    rows = ranked_rows(rewards.masked_fill(~usable, NAN), groups, usable)
+    assert rows.tolist() == [[5, 3, 1], [0, 2, 4]] and rows.dtype == torch.int64
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(-3, 3), st.booleans()), min_size=1, max_size=40),
-    pairs=st.integers(1, 3),
+    groups=st.permutations([0, 0, 0, 1, 1, 1, 7, 7, 7]),
+    rewards=st.lists(st.integers(-2, 2), min_size=9, max_size=9),
+    usable=st.lists(st.booleans(), min_size=9, max_size=9),
 )
-def test_ranked_pairs_take_the_extremes_of_what_is_left(rows, pairs):
-    groups, rewards, usable = ([row[column] for row in rows] for column in range(3))
-    members = {group: [i for i in range(len(rows)) if groups[i] == group] for group in set(groups)}
-    columns = torch.tensor(rewards).float(), torch.tensor(groups), torch.tensor(usable)
-    if min(map(len, members.values())) < 2 * pairs:
-        with pytest.raises(ValueError, match=f"{pairs} pairs need at least {2 * pairs} rows per group"):
-            ranked_pairs(*columns, pairs)
-        return
-    found, complete, tied = (values.tolist() for values in ranked_pairs(*columns, pairs))
-    assert len(found) == pairs * len(members)
-    for place, group in enumerate(sorted(members)):
-        here = slice(place * pairs, (place + 1) * pairs)
-        left = [i for i in members[group] if usable[i]]
-        for (better, worse), whole, tie in zip(found[here], complete[here], tied[here], strict=True):
-            assert whole == (len(left) > 1)
-            if whole:
-                assert rewards[better] == max(rewards[i] for i in left) and rewards[worse] == min(
-                    rewards[i] for i in left
-                )
-                assert tie == (rewards[better] == rewards[worse])
-                left = [i for i in left if i not in (better, worse)]
-        used = [row for pair in found[here] for row in pair]
-        assert len(set(used)) == 2 * pairs and set(used) <= set(members[group])
+def test_ranked_rows_equal_pythons_sort(groups, rewards, usable):
+    found = ranked_rows(torch.tensor(rewards).float(), torch.tensor(groups), torch.tensor(usable)).tolist()
+    for rows, group in zip(found, (0, 1, 7), strict=True):
+        members = [i for i in range(9) if groups[i] == group]
+        assert rows == sorted(members, key=lambda i: (not usable[i], -rewards[i] if usable[i] else 0, i))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +248,7 @@ def test_dtypes_and_empty_batches():
         assert masked_moments(x, mask).tolist() == [0.0, 0.0, 0.0]
     nobody = torch.zeros(0), torch.zeros(0).long()
     assert leave_one_out(*nobody).shape == (0,)
-    assert [result.shape for result in ranked_pairs(*nobody, torch.zeros(0).bool(), 1)] == [(0, 2), (0,), (0,)]
+    assert ranked_rows(*nobody, torch.zeros(0).bool()).shape == (0, 0)
 
 
 X = torch.zeros(2, 3)
@@ -296,8 +273,9 @@ ONES = torch.ones(2, 3).bool()
         (lambda: whiten(X, ONES, torch.zeros(2)), r"moments: expected shape \[3\]"),
         (lambda: leave_one_out(X, ONES.long()), r"rewards: expected shape \[B\], got \[2, 3\]"),
         (lambda: leave_one_out(X[0], torch.zeros(2).long()), r"groups: expected int64 \[3\], got torch.int64 \[2\]"),
-        (lambda: ranked_pairs(X[0], torch.zeros(3), X[0].bool(), 1), "groups: expected int64 .* got torch.float32"),
-        (lambda: ranked_pairs(torch.tensor([0.0, NAN]), torch.zeros(2).long(), ONES[:, 0], 1), r"NaN in rows \[1\]"),
+        (lambda: ranked_rows(X[0], torch.zeros(3), X[0].bool()), "groups: expected int64 .* got torch.float32"),
+        (lambda: ranked_rows(torch.tensor([0.0, NAN]), torch.zeros(2).long(), ONES[:, 0]), r"NaN in rows \[1\]"),
+        (lambda: ranked_rows(X[0], torch.tensor([0, 0, 1]), X[0].bool()), r"groups of one size, got sizes \[1, 2\]"),
         (lambda: adapt_kl_coef(0.1, NAN, 6.0, 100, 1), "kl: expected a finite number, got nan"),
         (lambda: adapt_kl_coef(0.1, 1.0, 0.0, 100, 1), "kl target: expected a number above 0, got 0.0"),
         (lambda: adapt_kl_coef(0.1, 1.0, 6.0, -1, 1), "kl horizon: expected a number above 0"),

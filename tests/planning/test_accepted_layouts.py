@@ -21,7 +21,7 @@ def test_accepted_layouts_are_those_the_trainings_accept(task):
         assert layout.tensor * layout.pipeline * layout.data == 32
         assert layout.data % layout.expert == 0 and 28 % layout.pipeline == 0
         assert 4 % layout.tensor == 0  # query groups
-        assert task != "online_dpo" or layout.micro_size % 2 == 0
+        assert task != "online_dpo" or layout.micro_size % config.online_dpo.unit == 0
     search = config.search
     tried = len(search.tensor) * len(search.pipeline) * len(search.expert) * len(search.micro_size)
     assert len(accepted) / len(search.recompute) + sum(refused.values()) == tried

@@ -22,7 +22,7 @@ ALGORITHMS = {
         "batch.mini_size=8",
         "algorithm.kl_target=1.0",
     ],
-    "online_dpo": ["algorithm=online_dpo", "algorithm.samples=3"],
+    "online_dpo": ["algorithm=online_dpo", "algorithm.samples=4", "algorithm.pairs=all", "algorithm.reward_scale=3"],
 }
 ALGORITHMS["ppo with the reward model's heads"] = [*ALGORITHMS["ppo"], "algorithm.critic=levels"]
 CASES = [
