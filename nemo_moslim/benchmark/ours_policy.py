@@ -69,8 +69,9 @@ class PolicySide:
     def _rated_prompts(self) -> list[dict]:
         """Every training prompt as text, with tags for the policy and without for the reward model."""
         data, scorer = self.prompts, self.training.collector.scorer
-        policy_text, reward_text = self.training.collector.tokenizer.decode, scorer.encoder.tokenizer.decode
-        plain = scorer.encoder.encode_prompts(data.prompts)
+        encoder = scorer.reward_model.encoder
+        policy_text, reward_text = self.training.collector.tokenizer.decode, encoder.tokenizer.decode
+        plain = encoder.encode_prompts(data.prompts)
         asked = asked_levels(data.preferences, scorer.schema).tolist()
         return [
             {"prompt": policy_text(tokens), "plain": reward_text(without), "asked": levels, "tokens": tokens.tolist()}
@@ -81,7 +82,7 @@ class PolicySide:
         settings, scorer = self.training.config, self.training.collector.scorer
         return {
             "reward": str(reward),
-            "levels": scorer.model.config.levels,
+            "levels": scorer.reward_model.model.config.levels,
             "loss": reward_settings(reward)["loss"],
             "normalize": settings.normalize,
             "statistics": {"average": scorer.average.tolist(), "deviation": scorer.deviation.tolist()},
