@@ -23,6 +23,7 @@ class Rewards:
 
     def __init__(self, task: dict, batch_size: int):
         self.task, self.batch_size, self.tokens, self.rows = task, batch_size, 0, 0
+        self.pairs = 0  # not counted: a step is no pass over whole rows
         self.model = load(AutoModelForSequenceClassification, task["reward"], task)
         self.tokenizer = AutoTokenizer.from_pretrained(task["reward"])
         self.average, self.deviation = (torch.tensor(task["statistics"][name]) for name in ("average", "deviation"))

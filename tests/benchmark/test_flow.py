@@ -97,7 +97,7 @@ def test_the_service_under_load(run):
 
 
 def test_a_profile_tells_the_operators(run):
-    report, output = run("rm", "profile=true")
+    report, output = run("rl_step", "against=trl", "profile=true")  # our side, which needs no TRL
     shares = {row["operator"]: row["share"] for row in report["operators"]}
     assert shares["aten::mm"] > 0.01 and sum(shares.values()) == pytest.approx(1.0, abs=0.02)
     assert report["seconds_unprofiled"] > 0 and "aten::mm" in output
