@@ -201,8 +201,7 @@ class SupervisedSetup:
 
         `seconds_before` are those of phases that came before, for the summary.
         """
-        config = self.config
-        run_dir = Path(config.run_dir)
+        config, run_dir = self.config, Path(self.config.run_dir)
         if is_rank_zero():
             run_dir.mkdir(parents=True, exist_ok=True)
             write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
