@@ -35,6 +35,8 @@ class Packing(Batch):
 
 def _on_device(value):
     if isinstance(value, Tensor):
+        if value.is_cpu and torch.cuda.is_available():
+            value = value.pin_memory()  # from other memory the copy would hold the host up
         return value.cuda(non_blocking=True)
     return value.to_device() if isinstance(value, Batch) else value
 

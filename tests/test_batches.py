@@ -1,6 +1,6 @@
 import torch
 
-from nemo_moslim.batches import RewardBatch, TokenBatch, context_positions
+from nemo_moslim.batches import Packing, RewardBatch, TokenBatch, context_positions
 
 
 def test_context_ranks_hold_a_piece_from_either_end():
@@ -27,6 +27,15 @@ def test_a_row_counts_once_on_the_rank_that_holds_its_end():
             ends = share.tokens[torch.arange(rows), share.last_index]
             assert torch.equal(ends[here], tokens[torch.arange(rows), batch.last_index][here])
         assert counted.tolist() == [0] + [1] * (rows - 1)
+
+
+def test_what_goes_to_a_gpu_is_pinned_first(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: calls.append("pin") or tensor)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, non_blocking: calls.append(non_blocking) or tensor)
+    TokenBatch(*torch.ones(3, 2, 4), Packing(torch.tensor([0, 4]), 4)).to_device()
+    assert calls == ["pin", True] * 4
 
 
 def test_tokens_labels_and_mask_are_split_alike():

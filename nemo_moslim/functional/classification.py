@@ -301,5 +301,5 @@ def _position_weights(class_weights: Tensor | None, levels: Sequence[int], like:
     """[max K]: mean class weight at each class position over the heads that have it (ones without weights)."""
     if class_weights is None:
         return like.new_ones(max(levels))
-    heads_at = like.new_tensor([sum(k > position for k in levels) for position in range(max(levels))])
+    heads_at = _pad_heads(like.new_ones(1, sum(levels)), levels, 0.0).sum(1)[0]
     return _pad_heads(class_weights.float()[None], levels, 0.0).sum(1)[0] / heads_at

@@ -6,6 +6,7 @@ a named slice of these logits. Statistics of the probabilities (Eq. 11) are buff
 Shapes: B rows, S positions, N heads, K levels of one head, C classes (the sum of K), H hidden size.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -111,7 +112,7 @@ def reward_sums(logits: Tensor, batch: RewardBatch, config: RewardModelConfig) -
     the probabilities (n, sum of p, sum of p squared; C values each). All are additive over rows.
     """
     levels = config.levels
-    weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
+    weights = None if config.class_weights is None else weights_on(logits.device, tuple(config.class_weights))
     loss_sum, count = LOSSES[config.loss](
         logits, batch.targets, batch.label_mask, levels, weights, config.label_smoothing
     )
@@ -123,6 +124,13 @@ def reward_sums(logits: Tensor, batch: RewardBatch, config: RewardModelConfig) -
         moments = batch_moments(probabilities(logits, levels, config.loss), rows, levels)
     parts = [torch.stack([loss_sum.detach(), count]), *(m.flatten() for m in confusion), *moments]
     return loss_sum, count, torch.cat([part.double() for part in parts])
+
+
+@functools.cache
+def weights_on(device: torch.device, weights: tuple[float, ...]) -> Tensor:
+    """Class weights on a device, fp32 [C], copied there once: in every micro-batch the host would wait for the copy."""
+    with torch.inference_mode(False):  # the first to ask may be a validation
+        return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 def confusion_counts(logits: Tensor, targets: Tensor, label_mask: Tensor, levels: Sequence[int]) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The head and its sums, without training; whole models are trained in tests/training."""
 
+import math
 import types
 
 import pytest
@@ -15,6 +16,7 @@ from nemo_moslim.models.reward_model import (
     macro_f1,
     mapping_statistics,
     reward_sums,
+    weights_on,
 )
 from nemo_moslim.preferences import PreferenceSchema
 
@@ -83,6 +85,16 @@ def test_statistics_travel_in_the_state_and_below_the_floor_are_refused():
     target.statistics_variance[4] = 0
     with pytest.raises(ValueError, match="safety.*2"):
         mapping_statistics(target, config())
+
+
+def test_class_weights_multiply_each_labels_term_and_are_copied_to_the_device_once():
+    batch, logits = batch_of([(1, 2), (3, 0)]), torch.zeros(2, 5)
+    loss, count, _ = reward_sums(logits, batch, config(class_weights=[2.0, 1.0, 0.5, 1.0, 4.0]))
+    assert count == 3 and float(loss) == pytest.approx((2 + 0.5) * math.log(3) + 4 * math.log(2))
+    with torch.inference_mode():
+        first = weights_on(torch.device("cpu"), (1.0, 3.0))
+    assert first.tolist() == [1, 3] and not first.is_inference()
+    assert weights_on(torch.device("cpu"), (1.0, 3.0)) is first
 
 
 def test_confusion_by_hand():
