@@ -17,44 +17,61 @@ ROOT = Path(__file__).resolve().parents[1]
 @hydra_main("gpu_checks", path_keys=("output",))
 def main(config):
     from nemo_moslim.config import parse
-    from nemo_moslim.console import quiet_libraries
     from nemo_moslim.gpu_checks_config import GPUChecksConfig
 
-    checked, results = parse(config, GPUChecksConfig), {}
+    checked = parse(config, GPUChecksConfig)
     import torch
 
     if not torch.cuda.is_available():
         raise ValueError("no GPU: torch.cuda.is_available() is False; start this on a machine with one")
-    output = Path(checked.output)
+    return 1 if run_checks(checked) else 0
+
+
+def run_checks(config) -> bool:
+    """Tests and rates, results.json written after the tests and after every row; True if a test or a row failed."""
+    from nemo_moslim.run_folder import write_atomically
+
+    output, results, failed = Path(config.output), {}, False
     output.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    if checked.tests:
-        results["tests"] = run_tests(output / "tests.xml")
-        failed = results["tests"]["failures"] + results["tests"]["errors"]
-    if checked.measure:
+
+    def keep(**found):
+        results.update(found)
+        write_atomically(output / "results.json", json.dumps(results, indent=2) + "\n")
+
+    if config.tests:
+        tests = run_tests(output / "tests.xml")
+        keep(tests=tests)
+        failed = bool(tests.get("error") or tests["failures"] + tests["errors"])
+    if config.measure:
+        from nemo_moslim.console import quiet_libraries
+
         quiet_libraries()
-        from nemo_moslim.evaluation.throughput import measure
+        import torch
+
+        from nemo_moslim.evaluation.throughput import as_line, goal_line, goals, measure
         from nemo_moslim.parallel.layout import initialize
-        from nemo_moslim.training.telemetry import package_versions
+        from nemo_moslim.versions import package_versions
 
-        initialize(checked.parallel, checked.seed)
-        results |= {"device": torch.cuda.get_device_name(), "versions": package_versions(), "rates": measure(checked)}
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        initialize(config.parallel, config.seed)
+        keep(device=torch.cuda.get_device_name(), versions=package_versions(), rates=[])
+        for row in measure(config):
+            keep(rates=[*results["rates"], row], goals=goals([*results["rates"], row]))
+            print(as_line(row), flush=True)
+            failed = failed or "error" in row
+        print("\n".join(map(goal_line, results["goals"])))
     print(f"{output}/results.json")
-    return 1 if failed else 0
+    return failed
 
 
-def run_tests(report: Path) -> dict[str, int]:
-    """Run tests/gpu, its output on the terminal; counts of tests, failures, errors, skipped.
-
-    Raises:
-        ValueError: pytest did not get as far as a report.
-    """
+def run_tests(report: Path) -> dict:
+    """Run tests/gpu, its output on the terminal; counts of tests, failures, errors, skipped, or why there are none."""
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "gpu"), "-v", f"--junitxml={report}"]
-    subprocess.run(command, cwd=ROOT, check=False)
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
     if not report.is_file():
-        raise ValueError(f"pytest wrote no {report}: is it installed here? {sys.executable} -m pip install pytest")
+        reason = f"pytest wrote no report (exit code {code}): is it installed? {sys.executable} -m pip install pytest"
+        print(f"error: {reason}", file=sys.stderr)
+        return {"error": reason}
     suite = ElementTree.parse(report).getroot().find("testsuite")
     return {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
 

@@ -24,6 +24,8 @@ def shares(events) -> list[dict]:
     """Operators by their own time (on a GPU: their kernels'), largest first: name, calls, share of the whole."""
     name = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     whole = sum(getattr(event, name) for event in events)
+    if not whole:  # the profiler saw nothing of the GPU
+        return []
     rows = [
         {"operator": event.key, "calls": event.count, "share": round(getattr(event, name) / whole, 4)}
         for event in sorted(events, key=lambda e: -getattr(e, name))

@@ -8,8 +8,10 @@ first. Everything also runs on the CPU platform, for tests.
 import gc
 import statistics
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +36,7 @@ from nemo_moslim.models.reward_model import (
     reward_sums,
 )
 from nemo_moslim.models.summed_loss import SummedLossModel
+from nemo_moslim.parallel.platform import check_precision, this_platform
 from nemo_moslim.planning import memory
 from nemo_moslim.planning.shape import Layout, ModelShape
 from nemo_moslim.planning.shards import count
@@ -48,39 +51,105 @@ TRAINED_BYTES = 18  # a weight in bf16, its gradient, master copy and two moment
 FP8_BYTES = 2  # a layer's weight in FP8, plain and transposed, which Transformer Engine keeps
 MEMORY_SHARE = 0.88  # of the device's memory; the rest is for work space and fragments
 OPERATORS = 10  # that are kept of a profile
+TRAINING, LOGPROBS = "reward-model training", "log-probabilities"
 
 
-def measure(config: GPUChecksConfig) -> list[dict]:
-    """All rates, one row each, in the order in which the table shows them; printed as they come."""
-    shape, rows = config.shape, []
-    for precision in ["bf16", *(f"fp8 {recipe}" for recipe in config.training.fp8_recipes)]:
-        rows.append(measure_training(config, precision))
-        print(as_line(rows[-1]), flush=True)
-    rows.append(measure_training(config, "bf16", packed=True))
-    print(as_line(rows[-1]), flush=True)
-    for function in (measure_logprobs, measure_generation):
-        rows.append(function(config))
-        print(as_line(rows[-1]), flush=True)
-    return [{**row, "shape": asdict(shape)} for row in rows]
+def measure(config: GPUChecksConfig) -> Iterator[dict]:
+    """All rates, one row each, as they come, in the order in which the table shows them.
+
+    A row that failed has its message under "error", one that this device cannot run the reason under "skipped". Rows of
+    FP8 say under "fp8_by_bf16" how many times as many tokens per second they train as BF16.
+    """
+    bf16 = None
+    for what, precision, run in (
+        *((TRAINING, p, partial(measure_training, config, p)) for p in precisions(config)),
+        ("packed reward training", "bf16", partial(measure_training, config, "bf16", packed=True)),
+        (LOGPROBS, "bf16", partial(measure_logprobs, config)),
+        ("generation", "bf16", partial(measure_generation, config)),
+    ):
+        row = {"what": what, "precision": precision, "shape": asdict(config.shape)}
+        try:
+            if reason := refusal(config, precision):
+                row["skipped"] = f"not on this device: {reason}"
+            else:
+                row |= run()
+        except Exception as error:  # out of memory, say: the other rows go on
+            traceback.print_exc()
+            row["error"] = f"{type(error).__name__}: {error}"
+        if (what, precision) == (TRAINING, "bf16"):
+            bf16 = row.get("tokens_per_second")
+        if precision != "bf16" and bf16 and "tokens_per_second" in row:
+            row["fp8_by_bf16"] = row["tokens_per_second"] / bf16
+        yield row
+
+
+def precisions(config: GPUChecksConfig) -> list[str]:
+    """Those of reward-model training: bf16, then "fp8 RECIPE"."""
+    return ["bf16", *(f"fp8 {recipe}" for recipe in config.training.fp8_recipes)]
+
+
+def refusal(config: GPUChecksConfig, precision: str) -> str | None:
+    """Why this device cannot run a precision; None where it can."""
+    name, _, recipe = precision.partition(" ")
+    try:
+        check_precision(name, recipe, config.parallel, asdict(config.shape), this_platform())
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def as_line(row: dict) -> str:
     """A row of the table."""
+    start = f"{row['what']:24} {row['precision']:16} "
+    if "seconds" not in row:
+        return start + row.get("skipped", f"failed: {row.get('error')}")
     mfu = f"{row['mfu']:6.1%}" if row["mfu"] is not None else "      "
-    return (
-        f"{row['what']:24} {row['precision']:16} {row['layers']:3} layers  {row['tokens_per_second']:12,.0f} tokens/s"
-        f"  MFU {mfu}  {row['seconds']:8.3f} s  {row['memory_gigabytes']:6.1f} GiB"
+    by_bf16 = f"  {row['fp8_by_bf16']:.2f} x BF16" if "fp8_by_bf16" in row else ""
+    return start + (
+        f"{row['layers']:3} layers  {row['tokens_per_second']:12,.0f} tokens/s"
+        f"  MFU {mfu}  {row['seconds']:8.3f} s  {row['memory_gigabytes']:6.1f} GiB{by_bf16}"
     )
 
 
+def goals(rows: list[dict]) -> list[dict]:
+    """What the rates should reach, what was measured (the best recipe of FP8's; None where nothing was), and whether
+    it is met."""
+
+    def best(what: str, fp8: bool, figure: str) -> float | None:
+        chosen = (row for row in rows if row["what"] == what and row["precision"].startswith("fp8") == fp8)
+        return max((row[figure] for row in chosen if row.get(figure) is not None), default=None)
+
+    wanted = (
+        ("MFU of reward-model training in BF16", 0.5, best(TRAINING, False, "mfu")),
+        ("FP8's tokens per second over BF16's, the best recipe", 1.3, best(TRAINING, True, "fp8_by_bf16")),
+        ("MFU of log-probabilities", 0.5, best(LOGPROBS, False, "mfu")),
+    )
+    return [
+        {"goal": name, "at_least": least, "measured": figure, "result": _result_of(least, figure)}
+        for name, least, figure in wanted
+    ]
+
+
+def goal_line(goal: dict) -> str:
+    """One of `goals` as text."""
+    figure = "" if goal["measured"] is None else f" ({goal['measured']:.3f})"
+    return f"{goal['goal']}, at least {goal['at_least']}: {goal['result']}{figure}"
+
+
+def _result_of(least: float, figure: float | None) -> str:
+    if figure is None:
+        return "not measured"
+    return "met" if figure >= least else "not met"
+
+
 def measure_training(config: GPUChecksConfig, precision: str, packed: bool = False) -> dict:
-    """A step of the reward model: forward, backward, gradient norm, optimizer.
+    """A step of the reward model: forward, backward, gradient norm, optimizer; as many layers in every precision.
 
     With `packed` a row of `training.sequence_length` tokens holds `training.packed_rows` rated answers.
     """
     sizes, settings = asdict(config.shape), config.training
     tokens = settings.micro_size * settings.sequence_length
-    layers = settings.layers or layers_that_fit(config.shape, tokens, device_memory(), precision)
+    layers = settings.layers or layers_that_fit(config.shape, tokens, device_memory(), bool(settings.fp8_recipes))
     sizes["num_layers"] = layers
     model_config = RewardModelConfig(
         **sizes, seq_length=settings.sequence_length, preferences=to_plain(config.preferences)
@@ -106,8 +175,7 @@ def measure_training(config: GPUChecksConfig, precision: str, packed: bool = Fal
         flops -= 3 * feed_forward_flops(sizes, length - 1)
         state = memory.state_bytes(count(model.module, ONE_RANK), ONE_RANK)
         predicted = sum(state) + memory.stage_activations(shape_of(sizes), ONE_RANK, tokens, 0, settings.micro_batches)
-    what = "packed reward training" if packed else "reward-model training"
-    return result(what, precision, layers, found, rows * length, rows * flops, predicted)
+    return result(precision, layers, found, rows * length, rows * flops, predicted)
 
 
 def measure_logprobs(config: GPUChecksConfig) -> dict:
@@ -132,7 +200,7 @@ def measure_logprobs(config: GPUChecksConfig) -> dict:
     predicted = memory.weight_bytes(count(model.module, ONE_RANK))
     predicted += memory.forward_workspace(shape, ONE_RANK, tokens)
     predicted += memory.logprob_bytes(shape, ONE_RANK, settings.chunk, backward=False)
-    return result("log-probabilities", "bf16", sizes["num_layers"], found, rows * length, flops, predicted)
+    return result("bf16", sizes["num_layers"], found, rows * length, flops, predicted)
 
 
 def measure_generation(config: GPUChecksConfig) -> dict:
@@ -157,7 +225,7 @@ def measure_generation(config: GPUChecksConfig) -> dict:
     drawing = memory.sampling_bytes(shape, at_once * settings.samples)
     predicted = memory.weight_bytes(count(model.module, ONE_RANK)) + max(reading, drawing)
     predicted += memory.kv_cache_bytes(shape, ONE_RANK, at_once * settings.samples, length)
-    return result("generation", "bf16", sizes["num_layers"], found, tokens, flops, predicted)
+    return result("bf16", sizes["num_layers"], found, tokens, flops, predicted)
 
 
 def on_device(model: SummedLossModel, config: GPUChecksConfig, precision: str) -> SummedLossModel:
@@ -198,16 +266,12 @@ def measured(run: Callable[[], object], config: GPUChecksConfig) -> Measured:
     return Measured(statistics.median(seconds), peak, profiled(run)[:OPERATORS])
 
 
-def result(
-    what: str, precision: str, layers: int, found: Measured, tokens: int, flops: int, predicted: float | None
-) -> dict:
-    """One row: rates from the median run, MFU against the device's peak in this precision (None if it is not known),
-    and the planner's bytes beside the peak of memory, both in GiB (None where it has no formula)."""
+def result(precision: str, layers: int, found: Measured, tokens: int, flops: int, predicted: float | None) -> dict:
+    """What a row says: rates from the median run, MFU against the device's peak in this precision (None if it is not
+    known), and the planner's bytes beside the peak of memory, both in GiB (None where it has no formula)."""
     seconds = found.seconds
     peak = peak_flops(torch.cuda.get_device_name(), precision)
     return {
-        "what": what,
-        "precision": precision,
         "layers": layers,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
@@ -240,17 +304,18 @@ def device_memory() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def layers_that_fit(shape: ShapeConfig, tokens: int, memory: int, precision: str) -> int:
-    """Layers that can be trained without recomputation beside the embedding, with `tokens` in a micro-batch.
+def layers_that_fit(shape: ShapeConfig, tokens: int, memory: int, fp8: bool) -> int:
+    """Layers that can be trained without recomputation beside the embedding, with `tokens` in a micro-batch, in bf16
+    or, with `fp8`, in either precision.
 
-    Activations count as in bf16 with every precision.
+    Activations count as in bf16 with both.
 
     Raises:
         ValueError: not even one.
     """
     sizes = asdict(shape)
     room = MEMORY_SHARE * memory - TRAINED_BYTES * shape.vocab_size * shape.hidden_size
-    weight = TRAINED_BYTES + (0 if precision == "bf16" else FP8_BYTES)
+    weight = TRAINED_BYTES + (FP8_BYTES if fp8 else 0)
     layers = int(room // (weight * layer_weights(sizes) + activation_bytes(shape) * tokens))
     if layers < 1:
         raise ValueError(

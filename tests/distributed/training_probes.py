@@ -371,30 +371,68 @@ def train_policy_with_bad_reward(arguments: list[str], step: int) -> None:
     train("train_policy", arguments)
 
 
-def throughput(settings: list[str], memory: int) -> dict:
-    """`evaluation/throughput.py` on the CPU platform: its rows, and the layers that fit into `memory` bytes."""
+def throughput(settings: list[str], memory: int, output: str) -> dict:
+    """`examples/gpu_checks.py` without its tests on the CPU platform: what it wrote, and the layers that fit into
+    `memory` bytes. Then again with measurements that fail, and with made-up figures."""
+    import torch
+
     from nemo_moslim.cli import compose_config
     from nemo_moslim.config import parse
     from nemo_moslim.evaluation import throughput as rates
     from nemo_moslim.gpu_checks_config import GPUChecksConfig
     from nemo_moslim.parallel import cpu
-    from nemo_moslim.parallel.layout import initialize
+    from nemo_moslim.parallel.layout import leave_process_group
 
     cpu.enable()
     seven_billion = parse(compose_config("gpu_checks"), GPUChecksConfig)
-    config = parse(compose_config("gpu_checks", settings), GPUChecksConfig)
-    initialize(config.parallel, config.seed)
-    rows = rates.measure(config)
-    return {
-        "rows": rows,
-        "lines": [rates.as_line({**row, "mfu": 0.5}) for row in rows],
-        "layers": [
-            rates.layers_that_fit(seven_billion.shape, tokens, memory, "bf16") for tokens in (4096, 8192, 16384)
-        ],
-        "fp8_layers": rates.layers_that_fit(seven_billion.shape, 4096, memory, "fp8 delayed"),
-        "all": rates.layers_that_fit(config.shape, 16, memory, "bf16"),
+    config = parse(compose_config("gpu_checks", [*settings, f"output={output}", "tests=false"]), GPUChecksConfig)
+    checks, results = example("gpu_checks"), Path(output) / "results.json"
+    failed = checks.run_checks(config)
+    whole = json.loads(results.read_text())
+    shape = seven_billion.shape
+    found = {
+        "failed": failed,
+        "results": whole,
+        "lines": [rates.as_line({**row, "mfu": 0.5}) for row in whole["rates"]],
+        "layers": [rates.layers_that_fit(shape, tokens, memory, fp8=False) for tokens in (4096, 8192, 16384)],
+        "fp8_layers": rates.layers_that_fit(shape, 4096, memory, fp8=True),
+        "all": rates.layers_that_fit(config.shape, 16, memory, fp8=False),
         "activations": rates.activation_bytes(config.shape),
     }
+    leave_process_group()
+
+    def out_of_memory(config, precision="bf16", packed=False):
+        raise torch.OutOfMemoryError(f"{precision} packed={packed}")
+
+    def reads_what_is_written(config):
+        found["written"] = json.loads(results.read_text())["rates"]
+        raise KeyError("generation")
+
+    rates.measure_training = rates.measure_logprobs = out_of_memory
+    rates.measure_generation = reads_what_is_written
+    found |= {"failed_again": checks.run_checks(config), "bad": json.loads(results.read_text())}
+
+    def made_up(config, precision="bf16", packed=False):
+        tokens, mfu = {"bf16": (1000, 0.5), "fp8 tensorwise": (1400, 0.35), "fp8 delayed": (1250, 0.3)}[precision]
+        return {"tokens_per_second": tokens * (2 if packed else 1), "mfu": mfu}
+
+    rates.measure_training = made_up
+    rates.measure_logprobs = rates.measure_generation = lambda _: {"tokens_per_second": 9, "mfu": 0.4}
+    rates.refusal = lambda _, precision: "too old" if precision == "fp8 blockwise" else None
+    rows = list(rates.measure(seven_billion))
+    goals = rates.goals(rows)
+    return found | {"compared": rows, "goals": goals, "goal_lines": list(map(rates.goal_line, goals))}
+
+
+def gpu_probes(calls: list[list]) -> list:
+    """Functions of tests/gpu/gpu_probes.py one after the other, [name, arguments] each: what they return."""
+    from nemo_moslim.parallel import cpu
+
+    cpu.enable()
+    spec = importlib.util.spec_from_file_location("gpu_probes", ROOT / "tests" / "gpu" / "gpu_probes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [module.run(*call) for call in calls]
 
 
 def passed_on(settings: list[str], gpu: bool, entry: str = "train_rm") -> dict:

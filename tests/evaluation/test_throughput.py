@@ -1,6 +1,7 @@
 """The rates of examples/gpu_checks.py, on the CPU platform at a tiny shape: the code runs, its arithmetic is right."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ SHAPE = dict(
 SETTINGS = [
     *(f"shape.{name}={value}" for name, value in SHAPE.items()), "warmup=1", "repeats=3",
     "training.layers=1", "training.sequence_length=24", "training.micro_size=2", "training.micro_batches=3",
-    "training.fp8_recipes=[]", "logprobs.prompt_length=8", "logprobs.answer_length=16", "logprobs.micro_size=2",
+    "training.fp8_recipes=[delayed]", "logprobs.prompt_length=8", "logprobs.answer_length=16", "logprobs.micro_size=2",
     "logprobs.micro_batches=2", "logprobs.chunk=8", "generation.prompts=3", "generation.samples=2",
     "generation.prompt_length=8", "generation.max_new_tokens=4", "generation.batch_size=4",
     "training.packed_rows=4",
@@ -28,12 +29,19 @@ H100 = 80 * 2**30
 
 
 @pytest.fixture(scope="module")
-def measured(trainings) -> dict:
-    return trainings.run("throughput", settings=SETTINGS, memory=H100).results()[0]
+def measured(trainings, tmp_path_factory) -> dict:
+    output = str(tmp_path_factory.mktemp("gpu_checks"))
+    return trainings.run("throughput", settings=SETTINGS, memory=H100, output=output).results()[0]
 
 
-def test_each_rate_counts_its_tokens_and_operations(measured):
-    training, packed, logprobs, generation = measured["rows"]
+@pytest.fixture
+def rates(measured) -> list[dict]:
+    """The rows that were measured: all but FP8's."""
+    return [row for row in measured["results"]["rates"] if row["precision"] == "bf16"]
+
+
+def test_each_rate_counts_its_tokens_and_operations(rates):
+    training, packed, logprobs, generation = rates
     one_layer = SHAPE | {"num_layers": 1}
     feed_forward = 2 * 3 * 32 * 64  # of a token; the last layer's runs at the answer's end, and before answer tokens
     trained = training_flops(one_layer, 24, 12) - 3 * feed_forward * 23
@@ -53,20 +61,46 @@ def test_each_rate_counts_its_tokens_and_operations(measured):
         assert row["tflops_per_second"] * row["seconds"] == pytest.approx(flops / 1e12)
 
 
-def test_memory_stands_beside_the_planners_and_the_operators_beside_the_time(measured):
+def test_memory_stands_beside_the_planners_and_the_operators_beside_the_time(rates):
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64  # weights: of 18 bytes in training, of 2 otherwise
     embedding = 256 * 32
-    for row, least in zip(
-        measured["rows"], (*[18 * (layer + embedding)] * 2, *[2 * (2 * layer + embedding)] * 2), strict=True
-    ):
+    for row, least in zip(rates, (*[18 * (layer + embedding)] * 2, *[2 * (2 * layer + embedding)] * 2), strict=True):
         assert least < row["predicted_gigabytes"] * 2**30 < least + 2**20, row["what"]
         listed = [operator["share"] for operator in row["operators"]]
         assert 0 < len(listed) <= 10 and sorted(listed, reverse=True) == listed and 0 < sum(listed) < 1.001
 
 
 def test_a_line_of_the_table_names_rate_and_utilisation(measured):
-    for row, line in zip(measured["rows"], measured["lines"], strict=True):
-        assert row["what"] in line and "tokens/s" in line and "50.0%" in line
+    for row, line in zip(measured["results"]["rates"], measured["lines"], strict=True):
+        assert row["what"] in line and row["precision"] in line
+        assert ("tokens/s" in line and "50.0%" in line) or line.endswith(row["skipped"])
+
+
+def test_what_this_device_cannot_run_is_skipped_with_the_reason(measured):
+    skipped = [row for row in measured["results"]["rates"] if "skipped" in row]
+    assert [row["precision"] for row in skipped] == ["fp8 delayed"] and not measured["failed"]
+    assert skipped[0]["skipped"].startswith("not on this device: precision=fp8 needs a GPU")
+    assert {goal["result"] for goal in measured["results"]["goals"]} == {"not measured"}
+
+
+def test_a_row_that_fails_is_recorded_and_the_rest_goes_on(measured):
+    rows = measured["bad"]["rates"]
+    assert measured["failed_again"] and [row.get("error") for row in rows] == [
+        "OutOfMemoryError: bf16 packed=False", None, "OutOfMemoryError: bf16 packed=True",
+        "OutOfMemoryError: bf16 packed=False", "KeyError: 'generation'",
+    ]  # fmt: skip
+    assert measured["written"] == rows[:-1]  # before the last row was measured
+
+
+def test_fp8_stands_beside_bf16_and_the_figures_beside_the_goals(measured):
+    rows, goals = measured["compared"], measured["goals"]
+    assert {row["precision"]: row["fp8_by_bf16"] for row in rows if "fp8_by_bf16" in row} == {
+        "fp8 tensorwise": 1.4, "fp8 delayed": 1.25
+    }  # fmt: skip
+    assert [(goal["at_least"], goal["measured"], goal["result"]) for goal in goals] == [
+        (0.5, 0.5, "met"), (1.3, 1.4, "met"), (0.5, 0.4, "not met")
+    ]  # fmt: skip
+    assert measured["goal_lines"][1].endswith("at least 1.3: met (1.400)")
 
 
 def test_layers_that_fit(measured):
@@ -116,10 +150,17 @@ def test_the_tests_report_is_counted(gpu_checks, monkeypatch, tmp_path):
     report = tmp_path / "tests.xml"
 
     def pytest_writes(text):
-        monkeypatch.setattr(gpu_checks.subprocess, "run", lambda *_, **__: report.write_text(text) if text else None)
+        def run(*_, **__):
+            if text:
+                report.write_text(text)
+            return subprocess.CompletedProcess([], 3)
+
+        monkeypatch.setattr(gpu_checks.subprocess, "run", run)
 
     pytest_writes('<testsuites><testsuite tests="12" failures="2" errors="1" skipped="3"/></testsuites>')
     assert gpu_checks.run_tests(report) == {"tests": 12, "failures": 2, "errors": 1, "skipped": 3}
     pytest_writes(None)
-    with pytest.raises(ValueError, match="is it installed here"):
-        gpu_checks.run_tests(report)
+    assert "exit code 3" in gpu_checks.run_tests(report)["error"]
+    config = parse(compose_config("gpu_checks", [f"output={tmp_path}", "measure=false"]), GPUChecksConfig)
+    assert gpu_checks.run_checks(config)
+    assert "exit code 3" in json.loads((tmp_path / "results.json").read_text())["tests"]["error"]
