@@ -100,6 +100,33 @@ class TrainedModel:
             FloatingPointError: a loss or gradient that is not finite; no weight has been touched.
         """
         names = ["loss", "count", *metric_names]
+        metrics = combined(names, self.gradients(micro_batches, forward, loss, names))
+        if not all(map(_is_finite, metrics.values())):
+            raise FloatingPointError(
+                f"{place}: loss is {metrics['loss']}: weights are left as they were and the last checkpoint stays; "
+                "lower optimizer.lr or look at the prompts of this step"
+            )
+        if not metrics["count"]:  # nothing to learn from: neither momentum nor weight decay moves the weights
+            return {**metrics, "grad_norm": 0.0}
+        try:
+            _, grad_norm, _ = self.optimizer.step()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{place}: {error}") from None
+        return {**metrics, "grad_norm": float(grad_norm)}
+
+    def gradients(
+        self,
+        micro_batches: Sequence,
+        forward: Callable[[torch.nn.Module, object], Tensor],
+        loss: Loss,
+        names: Sequence[str],
+    ) -> list[Tensor]:
+        """Forward and backward pass of the micro-batches; gradients are left in megatron-core's buffers.
+
+        Returns:
+            On the last stage the sums of `names` (`loss`, `count` and what `loss` names), fp64 [names] per micro-batch;
+            elsewhere an empty list.
+        """
 
         def step(iterator: Iterator, stage: torch.nn.Module):
             batch = next(iterator).to_device()
@@ -124,19 +151,7 @@ class TrainedModel:
             micro_batch_size=len(micro_batches[0]),
             forward_only=False,
         )
-        metrics = combined(names, [r["sums"] for r in results])
-        if not all(map(_is_finite, metrics.values())):
-            raise FloatingPointError(
-                f"{place}: loss is {metrics['loss']}: weights are left as they were and the last checkpoint stays; "
-                "lower optimizer.lr or look at the prompts of this step"
-            )
-        if not metrics["count"]:  # nothing to learn from: neither momentum nor weight decay moves the weights
-            return {**metrics, "grad_norm": 0.0}
-        try:
-            _, grad_norm, _ = self.optimizer.step()
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{place}: {error}") from None
-        return {**metrics, "grad_norm": float(grad_norm)}
+        return [r["sums"] for r in results]
 
 
 def _is_finite(value: float) -> bool:

@@ -1,4 +1,4 @@
-"""Tests that need a GPU, one process and one device each; skipped with the reason where there is none."""
+"""Tests that need a GPU, one device each; skipped with the reason where there is none."""
 
 import importlib.util
 from pathlib import Path
@@ -28,15 +28,18 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def gpu_arguments(tiny_model) -> list[str]:
-    """Of every training here: 20 steps in sizes for FP8 and fused attention, with weights that tell rows apart.
+def gpu_sizes() -> dict[str, int]:
+    """Of every model here but the mixture's experts: for FP8 and fused attention.
 
     Four layers: fp8_recipe=tensorwise leaves the first and the last in bf16.
     """
-    return [
-        *tiny_model, "model.num_layers=4", "model.hidden_size=128", "model.ffn_hidden_size=256",
-        "model.num_attention_heads=4", "model.num_query_groups=2", "model.init_std=0.05",
-    ]  # fmt: skip
+    return dict(num_layers=4, hidden_size=128, ffn_hidden_size=256, num_attention_heads=4, num_query_groups=2)
+
+
+@pytest.fixture(scope="session")
+def gpu_arguments(tiny_model, gpu_sizes) -> list[str]:
+    """Of every training here: 20 steps, with weights that tell rows apart."""
+    return [*tiny_model, *(f"model.{name}={size}" for name, size in gpu_sizes.items()), "model.init_std=0.05"]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Training on one GPU: NCCL, FP8 beside BF16, and a step of every algorithm."""
+"""Training on one GPU: NCCL, FP8 beside BF16, a step of every algorithm, and passes in which the host never waits."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,9 @@ def test_the_reward_model_trains_under_nccl(gpu_reward):
 
 
 @pytest.mark.parametrize("recipe", ["delayed", "tensorwise", "blockwise"])
-def test_fp8_trains_near_bf16(recipe, gpu_reward, gpu_sft, rating_dir, gpu_arguments, tmp_path):
+def test_fp8_trains_near_bf16(recipe, gpu_reward, gpu_sft, gpu_sizes, rating_dir, gpu_arguments, tmp_path):
+    if reason := call("fp8_refusal", recipe=recipe, sizes=gpu_sizes):
+        pytest.skip(f"not on this device: {reason}")
     arguments = [f"model.init={gpu_sft}", f"data={rating_dir}", f"run_dir={tmp_path}", "precision=fp8"]
     call("train", entry="train_rm", arguments=[*gpu_arguments, *arguments, f"fp8_recipe={recipe}"])
     mine, bf16 = ([row["loss"] for row in rows(Path(folder))] for folder in (tmp_path, gpu_reward["run"]))
@@ -44,3 +46,23 @@ def test_a_step_of_policy_training(algorithm, gpu_sft, gpu_reward, prompt_dir, t
         row["mismatch_max"] < 0.5 and abs(row["kl"]) < 1e-3
     )  # generator and trainer in bf16; the policy is its reference
     assert row["grad_norm"] > 0 and row["memory_gigabytes"] > 0
+
+
+@pytest.fixture(scope="module")
+def passes(gpu_reward, gpu_sft, rating_dir, sft_dir) -> dict:
+    """`reward_passes` and `policy_passes`, by name."""
+    reward = call("reward_passes", run=gpu_reward["run"], data=str(rating_dir / "train.jsonl"))
+    return reward | call("policy_passes", run=gpu_sft, data=str(sft_dir / "train.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["padded", "packed", "text, padded", "text, packed", "policy", "log-probabilities"])
+def test_in_forward_and_backward_passes_the_host_never_waits_for_the_gpu(name, passes):
+    found = passes[name]
+    assert found["waited"] is None, found["waited"]
+    assert found["second"] == pytest.approx(found["first"], rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["", "text, "])
+def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(kind, passes):
+    padded, packed = (passes[f"{kind}{name}"]["first"] for name in ("padded", "packed"))
+    assert packed == pytest.approx(padded, rel=0.03)
