@@ -40,6 +40,7 @@ class BackboneConfig:
     variable_seq_lengths: bool = True
     moe_token_dispatcher_type: str = "alltoall"  # the one that takes variable lengths
     apply_rope_fusion: bool = False
+    bias_dropout_fusion: bool = False
     moe_grouped_gemm: bool = False
     moe_permute_fusion: bool = False
 
@@ -54,7 +55,8 @@ class BackboneConfig:
             for name, value in cpu.cpu_model_overrides().items():
                 setattr(self, name, value)
         elif has_transformer_engine():
-            self.bias_activation_fusion = True  # SwiGLU in one kernel; without the engine GatedMLP does it
+            # each in one kernel; without the engine GatedMLP and EarlyRotation do it
+            self.bias_activation_fusion = self.apply_rope_fusion = True
             if self.num_moe_experts:
                 self.moe_grouped_gemm = self.moe_permute_fusion = True
         with torch.random.fork_rng(devices=[]):
