@@ -77,7 +77,7 @@ class LocalRewardJudge:
 
 
 class ServiceRewardJudge:
-    """`POST URL/score`: {"items": [{"prompt", "response"}]} -> {"items": [{"probabilities": {dimension: […]}}]}."""
+    """`POST URL/score`: {"items": [{"prompt", "response"}]} -> {"items": [{"probabilities": {head: […]}}], "model"}."""
 
     on_every_rank = False
 
@@ -94,22 +94,23 @@ class ServiceRewardJudge:
         self.client = PatientClient(settings, service_token(), f"the environment's {SERVICE_TOKEN}")
         self.max_failed, self._cut = settings.max_failed, 0
         self._failed = 0  # answers of the whole run
+        self._model: str | None = None  # id in the first reply
 
     def judge(self, answers: Sequence[Answer], dimensions: Sequence[str]) -> list[Verdicts]:
         """See `Judge`.
 
         Raises:
-            ValueError: the token or the address is wrong, the service lacks a dimension, or more than
-                `endpoint.max_failed` answers could not be scored, over all calls.
+            ValueError: the token or the address is wrong, the service lacks a dimension or answers as another model
+                than before, or more than `endpoint.max_failed` answers could not be scored, over all calls.
         """
         return asyncio.run(self._judge_all(answers, dimensions))
 
     def report(self) -> dict[str, Any]:
-        """See `Judge`."""
+        """See `Judge`; `model`: the id that the service gave with its scores, None before the first."""
         again = {key.removeprefix("again: "): n for key, n in self.client.counts.items() if key.startswith("again")}
         requests = self.client.counts["requests"]
-        return {"judge": "reward_model", "reward": self.url, "reads": self.reading, "cut": self._cut,
-                "requests": requests, "sent_again": again}  # fmt: skip
+        return {"judge": "reward_model", "reward": self.url, "model": self._model, "reads": self.reading,
+                "cut": self._cut, "requests": requests, "sent_again": again}  # fmt: skip
 
     async def _judge_all(self, answers: Sequence[Answer], dimensions: Sequence[str]) -> list[Verdicts]:
         verdicts: list[Verdicts] = [{}] * len(answers)
@@ -135,15 +136,21 @@ class ServiceRewardJudge:
         return verdicts
 
     async def _scored(self, part: Sequence[Answer], dimensions: Sequence[str]) -> list[Verdicts]:
-        def read(reply: Any) -> tuple[list[dict[str, list[float]]], int]:
+        def read(reply: Any) -> tuple[list[dict[str, list[float]]], int, str]:
             items = reply["items"]
             if len(items) != len(part):
                 raise ValueError("another number of items than was sent")
             heads = [{name: [float(p) for p in head] for name, head in i["probabilities"].items()} for i in items]
-            return heads, sum(item.get("cut") is True for item in items)
+            return heads, sum(item.get("cut") is True for item in items), str(reply["model"])
 
         body = {"items": [{"prompt": answer.prompt, "response": answer.response} for answer in part]}
-        heads, cut = await self.client.post(f"{self.url}/score", body, read)
+        heads, cut, model = await self.client.post(f"{self.url}/score", body, read)
+        self._model = self._model or model
+        if model != self._model:
+            raise ValueError(
+                f"reward={self.url}: it serves another model ({model}) than at first ({self._model}): serve one of "
+                "them throughout and give the same command again"
+            )
         self._cut += cut
         for name in dimensions:
             if any(len(row.get(name, ())) < 2 for row in heads):

@@ -1,6 +1,7 @@
 """A reward model's probabilities as scores, its HTTP service, the world's graders and a table of scores."""
 
 import json
+from functools import partial
 
 import pytest
 from judge_server import JudgeServer, cut_off, fails
@@ -38,14 +39,14 @@ def test_probabilities_that_say_nothing(p):
         score_of(p, RUBRICS["harmless"], "expected")
 
 
-def by_length(handler, body):
+def by_length(handler, body, model="m-1"):
     """A reward model that finds long answers harmless."""
     items = []
     for item in body["items"]:
         share = min(1.0, len(item["response"]) / 100)
         heads = {"harmless": [1 - share, share], "helpfulness": [1, 0, 0, 0, 0]}
         items.append({"probabilities": heads, "reward": None, "cut": len(item["response"]) > 70})
-    handler.send(json.dumps({"items": items}))
+    handler.send(json.dumps({"items": items, "model": model}))
 
 
 @pytest.fixture
@@ -68,7 +69,21 @@ def test_answers_are_scored_in_batches(service):
     assert sorted(len(body["items"]) for body in service.requests) == [2, 4, 4]
     assert {"prompt": "p0", "response": ""} in [body["items"][0] for body in service.requests]  # in any order
     assert service.keys[0] is None
-    assert judge.report()["requests"] == 3 and judge.report()["cut"] == 2
+    report = judge.report()
+    assert (report["requests"], report["cut"], report["model"]) == (3, 2, "m-1")
+
+
+def test_a_service_that_changes_its_model_is_refused(service):
+    judge, answer = made(service), [Answer("p", "x" * 50)]
+    assert judge.report()["model"] is None
+    for _ in range(2):
+        judge.judge(answer, ["harmless"])
+    service.usual = partial(by_length, model="m-2")
+    message = rf"reward={service.url}: it serves another model \(m-2\) than at first \(m-1\): serve one of them"
+    with pytest.raises(ValueError, match=message):
+        judge.judge(answer, ["harmless"])
+    assert judge.report()["model"] == "m-1" and len(service.requests) == 3
+    assert made(service).judge(answer, ["harmless"])[0]["harmless"].score == 0.5  # a run that begins with it
 
 
 def test_a_service_that_is_busy_or_broken(service):

@@ -76,8 +76,6 @@ def run_benchmarks(config: EvaluateConfig) -> None:
         leave_process_group()  # a server may take long: the other ranks need not wait
     results, verdicts = {}, []
     if judge.on_every_rank or is_rank_zero():
-        if is_rank_zero():
-            keep_other_judge(Path(config.output), judge.report())
         for benchmark in benchmarks:
             name = benchmark.name
             dropped = dropped_places(asked[name], files[name], config)
@@ -87,6 +85,7 @@ def run_benchmarks(config: EvaluateConfig) -> None:
                                              config.generation.max_new_tokens, config.bootstrap_samples,
                                              config.seed)  # fmt: skip
             if is_rank_zero():
+                keep_other_judge(Path(config.output), judge.report())  # only now a service has said who it is
                 write_judgments(judged, Path(config.output) / "judgments" / f"{name}.jsonl")
                 if name == "mt_bench":
                     write_for_fastchat(judged, config)
