@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
 from torch import Tensor
 
 from nemo_moslim.data.chat import ChatEncoder
@@ -186,7 +187,7 @@ def make_app(service: Service, token: str | None) -> Counted:
     @app.get("/metrics", dependencies=bearer, response_class=PlainTextResponse)
     async def metrics():
         """Prometheus' text format."""
-        return PlainTextResponse(service.numbers.text())
+        return Response(service.numbers.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError):

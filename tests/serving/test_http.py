@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from prometheus_client import CONTENT_TYPE_LATEST
 from stub_service import AVERAGE, DEVIATION, PREFERENCES, TOKEN, stub_row
 
 from nemo_moslim.preferences import PreferenceSchema
@@ -60,6 +61,7 @@ def test_the_model_is_described(service):
     assert (found["request_items"], found["request_bytes"], found["max_length"]) == (8, 20000, 40)
     assert found["request_seconds"] == 6
     assert found["id"] == service.score(PLAIN).json()["model"]
+    assert service.ask("GET", "/metrics").headers["Content-Type"] == CONTENT_TYPE_LATEST
     health = service.ask("GET", "/health", token=None)
     assert health.status_code == 200 and health.json() == {"status": "ok", "queued": 0}
     described = service.ask("GET", "/openapi.json").json()
