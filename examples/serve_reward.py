@@ -5,7 +5,7 @@ torchrun --nproc-per-node 8 examples/serve_reward.py run=RUN host=0.0.0.0 parall
 MOSLIM_SERVICE_TOKEN=SECRET python examples/serve_reward.py run=RUN      only with `Authorization: Bearer SECRET`
 python examples/serve_reward.py run=RUN critic=true critic_dir=DIR       PPO's critic too, for algorithm.critic=service
 
-Then POST /score, GET /model, /health, /metrics, and the interface's description at /docs (docs/serving.md).
+Then POST /score, GET /model, /health, /metrics, and the interface's description at /openapi.json (docs/serving.md).
 """
 
 from importlib.util import find_spec
