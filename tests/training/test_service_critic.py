@@ -50,7 +50,10 @@ def critic_weights(folder, steps):
     return weights(checkpoints / f"step={steps:06d}")
 
 
-@pytest.mark.parametrize(("ranks", "layout"), [(1, []), (2, ["parallel.tensor=2", "parallel.sequence=true"])])
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [(1, []), (2, ["parallel.tensor=2", "parallel.sequence=true"]), (2, ["parallel.pipeline=2"])],
+)
 def test_it_learns_what_a_critic_in_process_learns(trainings, start, arguments, straight, tmp_path, ranks, layout):
     """In a layout of its own; the policy's ranks are two where the service has one."""
     job, url = start(tmp_path / "critic", *layout, ranks=ranks)
