@@ -140,12 +140,16 @@ def test_mistakes_are_told_in_one_line(trainings, start_service, arguments, prom
         assert found["code"] == 2 and expected in found["stderr"], found
 
 
-def test_a_weighted_sum_scores_through_a_service_too(trainings, start_service, arguments, reward_run, tmp_path):
+@pytest.mark.parametrize("objective", ["preferences", "weighted_sum"])
+def test_a_step_has_the_rewards_in_process(trainings, start_service, arguments, reward_run, tmp_path, objective):
+    """In the same layout nothing but JSON lies between them."""
     _, url = start_service()
     rewards = []
     for number, reward in enumerate((url, reward_run)):
         run_dir = tmp_path / str(number)
-        more = ["objective=weighted_sum", "trainer.max_steps=1", f"reward={reward}", f"run_dir={run_dir}"]
+        more = [f"objective={objective}", "trainer.max_steps=1", f"reward={reward}", f"run_dir={run_dir}"]
         trainings.train("train_policy", *arguments, *more)
-        rewards.append([row.get("reward") for row in metrics(run_dir)])
-    assert rewards[0] == pytest.approx(rewards[1], abs=1e-6)
+        shown = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
+        rewards.append([row["reward"] for row in (*metrics(run_dir), *shown) if "reward" in row])
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-6, rel=0)
+    assert len(rewards[0]) > 8 and len(set(rewards[0])) > 4
