@@ -1,4 +1,4 @@
-"""Made-up questions in the layouts of the published benchmarks."""
+"""Made-up questions in the layouts of the published benchmarks, and judgments in FastChat's."""
 
 from pathlib import Path
 
@@ -36,8 +36,69 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+ONE = """[Instruction]
+Judge it.
+
+[Question]
+{u1}
+
+[The Start of Assistant's Answer]
+{a1}
+[The End of Assistant's Answer]"""
+ONE_WITH_REFERENCE = ONE.replace(
+    "\n\n[The Start of Ass", "\n\n[The Start of Reference Answer]\nthe right one\n[The End of Reference Answer]\n\n"
+    "[The Start of Ass"
+)  # fmt: skip
+TWO = """<|The Start of Assistant A's Conversation with User|>
+
+### User:
+{u1}
+
+### Assistant A:
+{a1}
+
+### User:
+{u2}
+
+### Assistant A:
+{a2}
+
+<|The End of Assistant A's Conversation with User|>"""
+REFERENCE_OF_TWO = """<|The Start of Reference Answer|>
+
+### User:
+{u1}
+
+### Reference answer:
+first
+
+### User:
+{u2}
+
+### Reference answer:
+second
+
+<|The End of Reference Answer|>
+
+
+"""
+
+
 def write_benchmarks(folder: Path) -> dict[str, str]:
     """A file per benchmark: name -> path."""
     for name, rows in LAYOUTS.items():
         write_rows(folder / f"{name}.jsonl", rows)
     return {name: str(folder / f"{name}.jsonl") for name in LAYOUTS}
+
+
+def write_judgments(path: Path) -> dict[str, str]:
+    """Eight judgments in FastChat's layout, each text with 3 and with 8, and one without a score; the texts."""
+    texts = dict(u1="one?\n\nstill one", a1="first\n\nanswer", u2="two?", a2="second\n\nanswer")
+    prompts = [ONE, ONE_WITH_REFERENCE, TWO, REFERENCE_OF_TWO + TWO]
+    rows = [
+        {"question_id": q, "model": f"m{i % 2}", "turn": 1 + (i > 1), "user_prompt": text.format(**texts), "score": s}
+        for q, s in ((81, 3), (82, 8))
+        for i, text in enumerate(prompts)
+    ]
+    write_rows(path, [*rows, {**rows[0], "score": -1}])
+    return texts

@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from benchmark_rows import write_judgments
 from made_rows import write_rows
 
 from nemo_moslim.evaluation.agreement import accuracy, spearman, weighted_kappa, with_interval
@@ -21,52 +22,6 @@ from nemo_moslim.judging.verdicts import Verdict
 from nemo_moslim.judging_config import RubricConfig
 from nemo_moslim.preferences import PreferenceSchema
 
-ONE = """[Instruction]
-Judge it.
-
-[Question]
-{u1}
-
-[The Start of Assistant's Answer]
-{a1}
-[The End of Assistant's Answer]"""
-ONE_WITH_REFERENCE = ONE.replace(
-    "\n\n[The Start of Ass", "\n\n[The Start of Reference Answer]\nthe right one\n[The End of Reference Answer]\n\n"
-    "[The Start of Ass"
-)  # fmt: skip
-TWO = """<|The Start of Assistant A's Conversation with User|>
-
-### User:
-{u1}
-
-### Assistant A:
-{a1}
-
-### User:
-{u2}
-
-### Assistant A:
-{a2}
-
-<|The End of Assistant A's Conversation with User|>"""
-REFERENCE_OF_TWO = """<|The Start of Reference Answer|>
-
-### User:
-{u1}
-
-### Reference answer:
-first
-
-### User:
-{u2}
-
-### Reference answer:
-second
-
-<|The End of Reference Answer|>
-
-
-"""
 RUBRICS = {
     "helpfulness": RubricConfig(1, "?", ["a", "b", "c", "d", "e"]),
     "harmless": RubricConfig(0, "?", ["no", "yes"]),
@@ -76,18 +31,6 @@ RUBRICS = {
 def settings(**changes):
     usual = dict(rubrics=RUBRICS, bootstrap_samples=100, seed=1, data="made")
     return types.SimpleNamespace(**{**usual, **changes})
-
-
-def write_judgments(path):
-    texts = dict(u1="one?\n\nstill one", a1="first\n\nanswer", u2="two?", a2="second\n\nanswer")
-    prompts = [ONE, ONE_WITH_REFERENCE, TWO, REFERENCE_OF_TWO + TWO]
-    rows = [
-        {"question_id": q, "model": f"m{i % 2}", "turn": 1 + (i > 1), "user_prompt": text.format(**texts), "score": s}
-        for q, s in ((81, 3), (82, 8))
-        for i, text in enumerate(prompts)
-    ]
-    write_rows(path, [*rows, {**rows[0], "score": -1}])
-    return texts
 
 
 def test_fastchats_layout(tmp_path):

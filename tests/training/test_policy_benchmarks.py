@@ -1,7 +1,10 @@
 """Benchmarks and judges through evaluate.py, with a tiny policy, a tiny reward model and a server on this machine."""
 
 import json
+import re
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from made_rows import write_rows
 for folder in ("evaluation", "judging"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
-from benchmark_rows import write_benchmarks  # noqa: E402
+from benchmark_rows import write_benchmarks, write_judgments  # noqa: E402
 from judge_server import JudgeServer, says  # noqa: E402
 
 
@@ -91,10 +94,66 @@ def test_answers_are_used_again_with_another_judge(trainings, by_reward_model, a
     assert (kept / "benchmarks.json").read_bytes() == first and (kept / "judgments" / "mt_bench.jsonl").is_file()
 
 
-def test_a_limit_keeps_the_answers(trainings, by_reward_model, arguments, tmp_path):
-    """Fewer questions, another batch: the same answers to them."""
+def test_a_service_judges_as_the_model_in_process(trainings, by_reward_model, arguments, start_service, tmp_path):
+    job, url = start_service()
+    in_process = by_reward_model[1]  # two ranks; the other output has met another judge
+    shutil.copytree(in_process / "answers", tmp_path / "answers")
+    trainings.train("evaluate", *arguments, "judge=reward_model", f"reward={url}", f"output={tmp_path}")
+    files = sorted(path.name for path in (tmp_path / "judgments").iterdir())
+    assert len(files) == 6
+    for name in files:
+        rows, expected = (lines(folder / "judgments" / name) for folder in (tmp_path, in_process))
+        for row, other in zip(rows, expected, strict=True):
+            assert row.keys() == other.keys() and row["response"] == other["response"]
+            scores = {key: value for key, value in other.items() if isinstance(value, float)}
+            assert scores and {key: row[key] for key in scores} == pytest.approx(scores, abs=1e-6, rel=0)
+    judge = json.loads((tmp_path / "benchmarks.json").read_text())["judge"]
+    assert judge["reward"] == url and judge["model"] == re.search(r"\(model (\w+),", job.output()).group(1)
+
+
+def test_a_service_with_another_model_is_another_judge(trainings, by_reward_model, arguments, tmp_path):
+    """At the same address; one that changes while it judges ends the run, and what there was stays."""
+
+    def scored(handler, body, model):
+        heads = {"helpfulness": [0.5, 0.5, 0, 0, 0], "honesty": [1, 0, 0, 0, 0], "harmless": [0, 1]}
+        handler.send(json.dumps({"items": [{"probabilities": heads}] * len(body["items"]), "model": model}))
+
+    shutil.copytree(by_reward_model[1] / "answers", tmp_path / "answers")
+    service = JudgeServer(partial(scored, model="m-3"))
+    service.script = [partial(scored, model=model) for model in 6 * ["m-1"] + 7 * ["m-2"]]
+    case = [*arguments, "judge=reward_model", f"reward={service.url}", f"output={tmp_path}"]
+    found = trainings.run("call_with_errors", entry="evaluate", cases=[case] * 3).results()[0]
+    service.close()
+    assert [run["code"] for run in found] == [0, 0, 2] and len(service.requests) == 14  # a batch a benchmark
+    assert "serves another model (m-3) than at first (m-2)" in found[2]["stderr"]
+    (kept,) = (tmp_path / "judged_by").iterdir()
+    reports = [json.loads((folder / "benchmarks.json").read_text())["judge"] for folder in (kept, tmp_path)]
+    assert [judge["model"] for judge in reports] == ["m-1", "m-2"]
+    assert len(list((kept / "judgments").iterdir())) == 6
+
+
+def test_the_reward_model_against_given_scores(trainings, reward_run, tmp_path):
+    """Answers that are alike get the same score, and were given 3 and 8: no agreement."""
+    write_judgments(tmp_path / "given.jsonl")
     trainings.train(
-        "evaluate", *arguments, "limit=1", "generation.batch_size=1", "judge=scripted", f"output={tmp_path}",
+        "evaluate", "task=judge_agreement", f"data={tmp_path}/given.jsonl", "judge=reward_model",
+        f"reward={reward_run}", f"output={tmp_path}", "bootstrap_samples=50",
+    )  # fmt: skip
+    report, rows = json.loads((tmp_path / "agreement.json").read_text()), lines(tmp_path / "judgments.jsonl")
+    assert (report["n"], report["rows_without_score"], report["judge"]["reward"]) == (8, 1, str(reward_run))
+    assert [row["given"] for row in rows] == [3.0] * 4 + [8.0] * 4
+    one, _, two, _ = scores = [row["helpfulness"] for row in rows[:4]]
+    assert scores == pytest.approx([one, one, two, two], abs=1e-6) and 1 <= one != two <= 5
+    assert [row["helpfulness"] for row in rows[4:]] == pytest.approx(scores, abs=1e-6)
+    assert report["kappa"]["value"] == pytest.approx(0, abs=1e-9) and (tmp_path / "agreement.png").is_file()
+
+
+def test_a_limit_and_an_exported_policy_keep_the_answers(trainings, by_reward_model, arguments, sft_run, tmp_path):
+    """Fewer questions, another batch, the policy from a Hugging Face folder: the same answers."""
+    trainings.train("export_hf", f"run={sft_run}", f"output={tmp_path}/exported")
+    exported = [f"policy={tmp_path}/exported", *(a for a in arguments if not a.startswith("policy="))]
+    trainings.train(
+        "evaluate", *exported, "limit=1", "generation.batch_size=1", "judge=scripted", f"output={tmp_path}",
         f"scripted={by_reward_model[0]}/judgments/harmful.jsonl",
     )  # fmt: skip
     for path in (tmp_path / "answers").iterdir():
