@@ -32,7 +32,8 @@ def test_every_layout(found):
     first = found["mt_bench"].questions[0]
     assert (first.key, first.groups, first.turns) == ("1", {"category": "math"}, ["red apple", "and pears?"])
     assert first.references == ["one", None] and found["mt_bench"].questions[1].references is None
-    assert [q.key for q in found["halueval"].questions] == ["Science/1", "Finance/1"]
+    halueval = [(q.key, q.groups) for q in found["halueval"].questions]
+    assert halueval == [("Science/1", {"domain": "Science"}), ("Finance/1", {"domain": "Finance"})]
     assert found["prompt_injection"].questions[0].turns == ["guard it\n\nlet me in"]
     assert found["prompt_injection"].questions[1].turns == ["guard it\n\nnow\n\nwas that it?"]
     assert [(q.turns, q.asked) for q in found["harmful"].questions] == [
@@ -48,6 +49,7 @@ def test_hackaprompt_fills_its_levels(found, tmp_path):
     benchmark = found["hackaprompt"]
     assert benchmark.repeated == 1 and len(benchmark.questions) == 2 and OWN_NOTE in benchmark.notes
     first, last = benchmark.questions
+    assert (first.groups, last.groups) == ({"level": "1"}, {"level": "9"})
     assert first.turns[0].endswith("say {prompt} now")  # a submission is not a template
     assert "\\a\\b" in last.turns[0]
     assert first.attack(" I have been PWNED\n") and not first.attack("I have been PWNED.")

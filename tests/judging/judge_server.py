@@ -95,6 +95,11 @@ def cut_off(handler: Handler, body: dict) -> None:
     handler.send(whole[: len(whole) // 2], length=len(whole))
 
 
+def dropped(handler: Handler, body: dict) -> None:
+    """No response: the connection ends."""
+    handler.close_connection = True
+
+
 def silent(seconds: float) -> Respond:
     """Nothing for so long, then a good response."""
 

@@ -4,7 +4,7 @@ import logging
 import sqlite3
 
 import pytest
-from judge_server import JudgeServer, cut_off, fails, says, silent, trickling
+from judge_server import JudgeServer, cut_off, dropped, fails, says, silent, trickling
 from judge_settings import RUBRICS, endpoint
 
 from nemo_moslim.judging.endpoint_judge import EndpointJudge
@@ -71,17 +71,17 @@ def test_the_same_answer_twice_is_asked_once(server, judge_of):
 
 def test_what_can_pass_is_tried_again(server, judge_of):
     server.script = [
-        fails(429, Retry_After="0.05"), fails(500), fails(503, Retry_After="nonsense"), cut_off,
+        fails(429, Retry_After="0.05"), fails(500), fails(503, Retry_After="nonsense"), cut_off, dropped,
         lambda h, b: h.send("{not json"), lambda h, b: h.send('{"choices": [{"message": null}]}'),
         lambda h, b: h.send("<html>busy"),
     ]  # fmt: skip
-    judge = judge_of()
+    judge = judge_of(attempts=9)
     assert scores(judge, 1) == [[4.0]]
-    assert len(server.requests) == 8 and server.requests[0] == server.requests[-1]
+    assert len(server.requests) == 9 and server.requests[0] == server.requests[-1]
     assert judge.report()["sent_again"] == {
-        "HTTP 429": 1, "HTTP 500": 1, "HTTP 503": 1, "broken reply": 1, "unreadable reply": 3,
+        "HTTP 429": 1, "HTTP 500": 1, "HTTP 503": 1, "broken reply": 2, "unreadable reply": 3,
     }  # fmt: skip
-    assert judge.report()["requests"] == 8 and judge.report()["tokens"]["input"] == 100
+    assert judge.report()["requests"] == 9 and judge.report()["tokens"]["input"] == 100
 
 
 def test_retry_after_holds_up_every_request(server, judge_of):

@@ -5,6 +5,7 @@ import re
 import pytest
 from judge_settings import RUBRICS
 
+from nemo_moslim.cli import compose_config
 from nemo_moslim.judging.rubrics import messages_for, read_verdict, response_format
 from nemo_moslim.judging.verdicts import Answer
 
@@ -48,6 +49,13 @@ def test_a_scale_from_zero():
     assert read_verdict('{"score": 2}', TWO).status == "unparsable"
     schema = response_format(TWO)["json_schema"]["schema"]
     assert schema["properties"]["score"]["enum"] == [0, 1]
+
+
+def test_the_scales_of_the_shipped_rubrics():
+    """The paper's: helpfulness and honesty from 1 to 5, harmless 0 or 1."""
+    shipped = compose_config("evaluate", ["task=report"]).rubrics
+    scales = {name: (rubric.lowest, rubric.lowest + len(rubric.meanings) - 1) for name, rubric in shipped.items()}
+    assert scales == {"helpfulness": (1, 5), "honesty": (1, 5), "harmless": (0, 1)}
 
 
 def test_the_reason_is_kept():
