@@ -4,9 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nemo_moslim.evaluation.ask import Session, show
 from nemo_moslim.preferences import PreferenceSchema
-from nemo_moslim.rollout.answer import Answers
 
 SCHEMA = PreferenceSchema.from_dict(
     {
@@ -24,12 +22,20 @@ class Echo:
 
     def answer(self, rows, schema, seed, long_prompts, origin):
         self.asked.append([(row["prompt"], dict(row["preferences"]), seed) for row in rows])
-        return Answers([self.text] * len(rows), [1] * len(rows), self.cut)
+        return [self.text] * len(rows), [1] * len(rows), self.cut
+
+
+@pytest.fixture(scope="module")
+def ask():
+    """The module under test, which imports NeMo: not for every process that collects tests."""
+    from nemo_moslim.evaluation import ask
+
+    return ask
 
 
 @pytest.fixture
-def session():
-    return Session(Echo(), SCHEMA, SimpleNamespace(seed=7, long_prompts="raise"))
+def session(ask):
+    return ask.Session(Echo(), SCHEMA, SimpleNamespace(seed=7, long_prompts="raise"))
 
 
 def test_levels_stay_until_they_are_changed(session):
@@ -69,15 +75,15 @@ def test_a_mistake_changes_nothing(session, line, message):
     assert session.levels == {} and session.answerer.asked == []
 
 
-def test_answers_are_shown_as_they_are(capsys):
+def test_answers_are_shown_as_they_are(ask, capsys):
     config = SimpleNamespace(seed=7, long_prompts="raise")
-    show(Echo("[/x] [your city]"), SCHEMA, "p", [{}, {"harmless": 1}], config)
+    ask.show(Echo("[/x] [your city]"), SCHEMA, "p", [{}, {"harmless": 1}], config)
     assert capsys.readouterr().out.count("[/x] [your city]") == 2
 
 
-def test_a_prompt_that_was_cut_is_told_beside_the_answer(capsys):
+def test_a_prompt_that_was_cut_is_told_beside_the_answer(ask, capsys):
     config = SimpleNamespace(seed=7, long_prompts="cut_left")
     for cut in (0, 1):
-        show(Echo("red", cut), SCHEMA, "p", [{}], config)
+        ask.show(Echo("red", cut), SCHEMA, "p", [{}], config)
         shown = capsys.readouterr()
         assert shown.out == "red\n" and ("1 prompts lost their beginning" in shown.err) is bool(cut)
