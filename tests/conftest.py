@@ -90,22 +90,22 @@ def trainings(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model() -> list[str]:
-    """Arguments of every training here: 20 steps of 16 rows."""
+    """Arguments of every training here: 10 steps of two micro-batches."""
     return [
         "model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.max_length=64",
-        "model.init_std=0.02", "batch.global_size=16", "batch.micro_size=4", "batch.bucket_batches=4",
-        "trainer.max_steps=20", "trainer.validate_every=10", "trainer.checkpoint_every=10", "trainer.log_every=1",
+        "model.init_std=0.02", "batch.global_size=16", "batch.micro_size=8", "batch.bucket_batches=4",
+        "trainer.max_steps=10", "trainer.validate_every=5", "trainer.checkpoint_every=5", "trainer.log_every=1",
         "trainer.tensorboard=false", "optimizer.warmup_steps=4", "optimizer.lr=3e-3",
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def sft_run(trainings, tokenizer_dir, sft_dir, tiny_model, tmp_path_factory) -> Path:
-    """A language model with tied embeddings, trained for 20 steps on one rank: where reward models start from."""
+    """A language model with tied embeddings, where reward models start from: 20 steps on one rank; answers end."""
     run_dir = tmp_path_factory.mktemp("sft_run")
     trainings.train(
         "train_sft", f"tokenizer={tokenizer_dir}", f"data={sft_dir}", f"run_dir={run_dir}", *tiny_model,
-        "model.tie_embeddings=true",
+        "model.tie_embeddings=true", "trainer.max_steps=20",
     )  # fmt: skip
     return run_dir
 
@@ -118,7 +118,7 @@ def reward_arguments(sft_run, rating_dir, tiny_model) -> list[str]:
 
 @pytest.fixture(scope="session")
 def reward_run(trainings, reward_arguments, tmp_path_factory) -> Path:
-    """A reward model from the language model, 20 steps on one rank."""
+    """A reward model from the language model, 10 steps on one rank."""
     run_dir = tmp_path_factory.mktemp("reward_run")
     trainings.train("train_rm", *reward_arguments, f"run_dir={run_dir}", "statistics.std_floor=1e-7")
     return run_dir

@@ -35,7 +35,9 @@ def main() -> None:
 
     import nemo_moslim.preload
     import nemo_moslim.serving.serve  # noqa: F401
+    from nemo_moslim.cli import compose_config
 
+    compose_config("train_policy", ["run_dir=x", "data=[x]"])  # the settings' parser is slow the first time
     gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)

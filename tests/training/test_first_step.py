@@ -7,7 +7,7 @@ import pytest
 from training_client import metrics, weights
 
 ONE_STEP = ["trainer.max_steps=1", "trainer.validate_every=1", "trainer.checkpoint_every=1"]
-BATCH = dict(global_size=16, micro_size=4, buckets=4)
+BATCH = dict(global_size=16, micro_size=8, buckets=4)
 DIMENSIONS = ("helpfulness", "honesty", "harmless")  # two levels each here: class weights need a row of every level
 
 

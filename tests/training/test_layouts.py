@@ -44,7 +44,7 @@ def run_of_layout(trainings, reward_arguments, tmp_path_factory):
 
 def assert_same_training(rows, expected):
     """First step to 1e-5, validation after the last step to 1e-3, both relative."""
-    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
     for key in ("loss", "grad_norm"):
         assert rows[0][key] == pytest.approx(expected[0][key], rel=1e-5)
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in expected]
@@ -58,7 +58,7 @@ def test_every_layout_trains_like_one_rank(name, one_rank, run_of_layout):
 
 def test_overlapped_communication_saves_the_same_weights(run_of_layout):
     """Gathered parameters may be on their way when a checkpoint is written."""
-    for step in (10, 20):
+    for step in (5, 10):
         mine, plain = (
             weights(run_of_layout(name) / "checkpoints" / f"step={step:06d}")
             for name in ("DP=2, communication overlapped", "DP=2")
@@ -72,11 +72,11 @@ def test_overlapped_communication_saves_the_same_weights(run_of_layout):
 def test_a_checkpoint_continues_on_another_layout(name, run_of_layout, trainings, reward_arguments, tmp_path):
     written = run_of_layout("TP=2")
     (tmp_path / "checkpoints").mkdir()
-    shutil.copytree(written / "checkpoints" / "step=000010", tmp_path / "checkpoints" / "step=000010")
+    shutil.copytree(written / "checkpoints" / "step=000005", tmp_path / "checkpoints" / "step=000005")
     ranks, layout = LAYOUTS[name]
     trainings.train("train_rm", *reward_arguments, f"run_dir={tmp_path}", *layout, ranks=ranks)
-    rows, uninterrupted = metrics(tmp_path), metrics(written)[10:]
-    assert [row["step"] for row in rows] == list(range(11, 21))
+    rows, uninterrupted = metrics(tmp_path), metrics(written)[5:]
+    assert [row["step"] for row in rows] == list(range(6, 11))
     for key in ("loss", "grad_norm", "lr"):
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in uninterrupted], rel=1e-4)
 
@@ -140,7 +140,7 @@ def deep_arguments(trainings, sft_dir, tokenizer_dir, reward_arguments, tiny_mod
 
 def test_virtual_pipeline_trains_saves_and_resumes_like_one_rank(trainings, deep_arguments, tmp_path):
     interleaved = ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "batch.fixed_length=true"]
-    stop = {"moment": "sigterm", "step": 10}
+    stop = {"moment": "sigterm", "step": 5}
     trainings.train("train_rm", *deep_arguments, f"run_dir={tmp_path}/one")
     trainings.train("train_rm", *deep_arguments, f"run_dir={tmp_path}/parts", *interleaved, ranks=2, fault=stop)
     shutil.copytree(tmp_path / "parts", tmp_path / "moved")
@@ -148,7 +148,7 @@ def test_virtual_pipeline_trains_saves_and_resumes_like_one_rank(trainings, deep
     trainings.train("train_rm", *deep_arguments, f"run_dir={tmp_path}/moved", "parallel.tensor=2", ranks=2)
     for name in ("parts", "moved"):
         assert_same_training(metrics(tmp_path / name), metrics(tmp_path / "one"))
-    mine, theirs = (weights(tmp_path / name / "checkpoints" / "step=000020") for name in ("parts", "one"))
+    mine, theirs = (weights(tmp_path / name / "checkpoints" / "step=000010") for name in ("parts", "one"))
     statistics = [name for name in theirs if "statistics" in name]
     assert len(statistics) == 3 and mine.keys() == theirs.keys()
     for name in statistics:

@@ -42,7 +42,8 @@ def pair_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(sft_run, pair_dir, tiny_model):
     steps = ["trainer.max_steps=6", "trainer.validate_every=2", "trainer.checkpoint_every=2", "logprob_chunk=16"]
-    return [f"model.init={sft_run}", f"data={pair_dir}", *tiny_model, "batch.global_size=8", *steps]
+    sizes = ["batch.global_size=8", "batch.micro_size=4"]
+    return [f"model.init={sft_run}", f"data={pair_dir}", *tiny_model, *sizes, *steps]
 
 
 @pytest.fixture(scope="module")
