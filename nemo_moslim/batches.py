@@ -27,7 +27,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Packing(Batch):
-    """Where the sequences of a packed row start and end; padding at its end is a sequence of its own."""
+    """Where the sequences of a packed row start and end; padding at its end is a sequence of its own.
+
+    Padding up to a multiple of twice the context-parallel ranks is part of its sequence. A rank's share of the row keeps
+    the numbers of the whole one, as megatron-core and Transformer Engine want them.
+    """
 
     cu_seqlens: Tensor  # int32 [n + 1]: 0, the end of each sequence, the last one being the row's length
     longest: int  # tokens of the longest sequence
@@ -58,15 +62,15 @@ class RewardBatch(Batch):
         return torch.zeros_like(places) if self.packing else places
 
     def context_share(self, rank: int, ranks: int) -> "RewardBatch":
-        """What a context-parallel rank runs, without packing; a row counts on the rank that has its answer's end."""
-        width = self.tokens.shape[1] // (2 * ranks)
-        piece, offset = self.last_index // width, self.last_index % width
-        first, second = piece == rank, piece == 2 * ranks - 1 - rank
+        """What a context-parallel rank runs; an answer counts on the rank that has its end."""
+        places = _context_places(self, rank, ranks)
+        index_of = torch.full(self.tokens.shape[1:], -1).scatter_(0, places, torch.arange(len(places)))
+        last_index = index_of[self.last_index]
         return replace(
             self,
-            tokens=context_positions(self.tokens, rank, ranks),
-            last_index=torch.where(second, width + offset, torch.where(first, offset, 0)),
-            label_mask=self.label_mask & (first | second)[:, None],
+            tokens=self.tokens[:, places],
+            last_index=last_index.clamp(min=0),
+            label_mask=self.label_mask & (last_index >= 0)[:, None],
         )
 
 
@@ -80,10 +84,9 @@ class TokenBatch(Batch):
     packing: Packing | None = None
 
     def context_share(self, rank: int, ranks: int) -> "TokenBatch":
-        """What one context-parallel rank runs, without packing."""
-        return TokenBatch(
-            *(context_positions(values, rank, ranks) for values in (self.tokens, self.labels, self.loss_mask))
-        )
+        """What a context-parallel rank runs."""
+        places = _context_places(self, rank, ranks)
+        return TokenBatch(*(x[:, places] for x in (self.tokens, self.labels, self.loss_mask)), self.packing)
 
 
 @dataclass(frozen=True)
@@ -159,11 +162,28 @@ def position_ids(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
 
 
-def context_positions(values: Tensor, rank: int, ranks: int) -> Tensor:
-    """One context-parallel rank's positions: [B, S] -> [B, S / ranks].
+def context_positions(cu_seqlens: Tensor, tokens: int, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
+    """Of each token that a context-parallel rank has of a packed row: where its sequence starts, its position in it.
 
-    Rows are cut into 2 * ranks pieces; a rank has piece `rank` and its counterpart from the end, so that causal
+    Every sequence is cut into 2 * ranks pieces; a rank has piece `rank` and its counterpart from the end, so that causal
     attention is as much work on every rank (megatron-core's rotary embeddings and Transformer Engine expect this).
+
+    Args:
+        cu_seqlens: [n + 1], see `Packing`; multiples of 2 * ranks where there are several.
+        tokens: T, of this rank; given so that the host need not wait for the device to say it.
+
+    Returns:
+        Two int64 tensors [T]; their sum is the place in the row.
     """
-    pieces = values.view(values.shape[0], 2 * ranks, -1)
-    return torch.cat([pieces[:, rank], pieces[:, 2 * ranks - 1 - rank]], 1)
+    lengths = cu_seqlens.diff()
+    start, length = (x.repeat_interleave(lengths // ranks, output_size=tokens) for x in (cu_seqlens[:-1].long(), lengths))
+    index, half = torch.arange(tokens, device=cu_seqlens.device) - start // ranks, length // (2 * ranks)
+    return start, index + half * torch.where(index < half, rank, 2 * (ranks - 1) - rank)
+
+
+def _context_places(batch: RewardBatch | TokenBatch, rank: int, ranks: int) -> Tensor:
+    """Where in every row a context-parallel rank's tokens lie, int64 [S / ranks]."""
+    length = batch.tokens.shape[1]
+    cu_seqlens = batch.packing.cu_seqlens if batch.packing else torch.tensor([0, length])
+    start, position = context_positions(cu_seqlens, length // ranks, rank, ranks)
+    return start + position

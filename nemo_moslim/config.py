@@ -184,8 +184,6 @@ class SupervisedConfig:
     def __post_init__(self):
         one_of("precision", self.precision, PRECISIONS)
         one_of("fp8_recipe", self.fp8_recipe, FP8_RECIPES)
-        splits = self.parallel.context > 1
-        require(not (splits and self.batch.packing), "batch.packing", True, "false with parallel.context")
 
 
 @dataclass

@@ -85,11 +85,6 @@ def test_only_kept_checkpoints_are_averaged():
         reward_config("average_checkpoints=2", "parallel.context=2")
 
 
-def test_packed_rows_are_not_split_along_the_sequence():
-    with pytest.raises(ValueError, match="batch.packing=True: expected false with parallel.context"):
-        reward_config("batch.packing=true", "parallel.context=2")
-
-
 def test_pairs_are_not_packed():
     pairs = ["run_dir=run", "data=data", "model.init=policy"]
     assert parse(compose_config("train_dpo", pairs), PairTrainingConfig).beta == 0.1

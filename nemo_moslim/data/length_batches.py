@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-def pad_length(longest: int, multiple: int) -> int:
-    """The length that a micro-batch is padded to."""
-    return -(-longest // multiple) * multiple
+def pad_length(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
+    """A length, or many, rounded up to a multiple."""
+    return -(-length // multiple) * multiple
 
 
 @dataclass
@@ -67,17 +67,22 @@ def rank_share(micro_batches: np.ndarray, rank: int, ranks: int) -> np.ndarray:
     return micro_batches[rank::ranks]
 
 
-def padding_share(lengths: np.ndarray, batches: Iterator[np.ndarray], multiple: int, packed: bool = False) -> float:
+def padding_share(
+    lengths: np.ndarray, batches: Iterator[np.ndarray], multiple: int, packed_lengths: np.ndarray | None = None
+) -> float:
     """Share of padding among all the tokens that these global batches [M, micro_size] would run.
 
     Args:
-        packed: the rows of a micro-batch lie one after the other and are padded at the end alone.
+        packed_lengths: int64 [R], given for packs: with the padding inside them. Those of a micro-batch lie one after
+            the other, padded at the end.
     """
     used = padded = 0
     for batch in batches:
         for rows in batch:
-            sizes = lengths[rows[rows >= 0]]
-            used += int(sizes.sum())
-            longest = pad_length(int(sizes.max(initial=1)), multiple) * len(rows)
-            padded += pad_length(int(sizes.sum()), multiple) if packed else longest
+            kept = rows[rows >= 0]
+            used += int(lengths[kept].sum())
+            if packed_lengths is None:
+                padded += pad_length(int(lengths[kept].max(initial=1)), multiple) * len(rows)
+            else:
+                padded += pad_length(int(packed_lengths[kept].sum()), multiple)
     return 1 - used / padded

@@ -19,9 +19,11 @@ class PackedDataset:
     packs: Packs
 
     @classmethod
-    def build(cls, base: RewardDataset | SFTDataset, max_length: int, seed: int) -> "PackedDataset":
-        """Pack all rows into sequences of up to `max_length` tokens."""
-        return cls(base, pack_rows(base.lengths, max_length, seed))
+    def build(
+        cls, base: RewardDataset | SFTDataset, max_length: int, seed: int, sequence_multiple: int = 1
+    ) -> "PackedDataset":
+        """Pack all rows, each padded to a multiple of `sequence_multiple`, into up to `max_length` tokens."""
+        return cls(base, pack_rows(base.lengths, max_length, seed, sequence_multiple))
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -49,4 +51,4 @@ class PackedDataset:
     def batch(self, indices: np.ndarray) -> RewardBatch | TokenBatch:
         """Packs as one micro-batch, all their rows one after the other; index -1 is a filler."""
         rows = [self.packs.pack(index) if index >= 0 else np.array([-1]) for index in indices]
-        return self.base.packed_batch(np.concatenate(rows))
+        return self.base.packed_batch(np.concatenate(rows), self.packs.multiple)

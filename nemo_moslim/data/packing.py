@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nemo_moslim.data.length_batches import pad_length
+
 
 @dataclass(frozen=True)
 class Packs:
@@ -17,7 +19,9 @@ class Packs:
     rows: np.ndarray  # int64 [R]: every row once
     offsets: np.ndarray  # int64 [P + 1]
     lengths: np.ndarray  # int64 [P]: tokens per pack
+    padded_lengths: np.ndarray  # int64 [P]: the same, every row padded to a multiple of `multiple`
     capacity: int
+    multiple: int
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -28,12 +32,15 @@ class Packs:
 
     @property
     def fill_rate(self) -> float:
-        """Share of the packs' tokens that rows take."""
+        """Share of the packs' tokens that rows take, without what each is padded by."""
         return float(self.lengths.sum() / (len(self) * self.capacity))
 
 
-def pack_rows(lengths: np.ndarray, capacity: int, seed: int) -> Packs:
+def pack_rows(lengths: np.ndarray, capacity: int, seed: int, multiple: int = 1) -> Packs:
     """Pack rows of these lengths (int64 [R], tokens); which rows of a length meet which others is drawn from the seed.
+
+    Args:
+        multiple: a row takes the room of the next multiple of it; to one `capacity` is rounded up.
 
     Raises:
         ValueError: no rows, an empty one, or one longer than `capacity`.
@@ -41,16 +48,18 @@ def pack_rows(lengths: np.ndarray, capacity: int, seed: int) -> Packs:
     if not len(lengths) or lengths.min() < 1 or lengths.max() > capacity:
         found = f"{lengths.min()} to {lengths.max()}" if len(lengths) else "none"
         raise ValueError(f"packing: expected rows of 1 to {capacity} tokens (model.max_length), got {found}")
+    padded, capacity = pad_length(lengths, multiple), pad_length(capacity, multiple)
     order = np.random.default_rng(seed).permutation(len(lengths))
-    order = order[np.argsort(-lengths[order], kind="stable")]
-    starts = np.flatnonzero(np.diff(lengths[order], prepend=-1))
+    order = order[np.argsort(-padded[order], kind="stable")]
+    starts = np.flatnonzero(np.diff(padded[order], prepend=-1))
     pack_of = np.empty(len(lengths), dtype=np.int64)
     space = _FreeSpace(capacity)
     for rows in np.split(order, starts[1:]):
-        space.place(rows, int(lengths[rows[0]]), pack_of)
+        space.place(rows, int(padded[rows[0]]), pack_of)
     rows = np.lexsort((np.arange(len(lengths)), pack_of))
     offsets = np.searchsorted(pack_of[rows], np.arange(space.packs + 1))
-    return Packs(rows, offsets, np.add.reduceat(lengths[rows], offsets[:-1]), capacity)
+    sums = (np.add.reduceat(x[rows], offsets[:-1]) for x in (lengths, padded))
+    return Packs(rows, offsets, *sums, capacity, multiple)
 
 
 class _FreeSpace:

@@ -69,10 +69,11 @@ class RewardDataset:
         tokens, lengths = pad_rows(self.rows, indices, self.pad_id, self.pad_multiple)
         return RewardBatch(tokens, lengths - 1, *self._labels(indices))
 
-    def packed_batch(self, indices: np.ndarray) -> RewardBatch:
-        """Rows one after the other in one row of tokens; index -1 is a filler that labels nothing."""
-        tokens, lengths, packing = join_rows(self.rows, indices, self.pad_id, self.pad_multiple)
-        return RewardBatch(tokens, lengths.cumsum(0) - 1, *self._labels(indices), packing)
+    def packed_batch(self, indices: np.ndarray, sequence_multiple: int = 1) -> RewardBatch:
+        """Rows one after the other in one row of tokens, see `join_rows`; index -1 is a filler that labels nothing."""
+        tokens, lengths, packing = join_rows(self.rows, indices, self.pad_id, self.pad_multiple, sequence_multiple)
+        last_index = packing.cu_seqlens[: len(lengths)] + lengths - 1
+        return RewardBatch(tokens, last_index, *self._labels(indices), packing)
 
     def _labels(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         filler = torch.from_numpy(indices < 0)[:, None]
@@ -93,17 +94,23 @@ def pad_rows(rows: EncodedRows, indices: np.ndarray, pad_id: int, multiple: int)
     return torch.from_numpy(tokens), torch.from_numpy(lengths.astype(np.int64))
 
 
-def join_rows(rows: EncodedRows, indices: np.ndarray, pad_id: int, multiple: int) -> tuple[Tensor, Tensor, Packing]:
-    """Tokens int64 [1, S] of rows one after the other, padded at the end, and their lengths int64 [B].
+def join_rows(
+    rows: EncodedRows, indices: np.ndarray, pad_id: int, multiple: int, sequence_multiple: int = 1
+) -> tuple[Tensor, Tensor, Packing]:
+    """Tokens int64 [1, S] of rows one after the other, and the rows' lengths int64 [B].
 
-    Index -1 gives one pad token.
+    Each row is padded to a multiple of `sequence_multiple`, all of them at the end to one of `multiple`, which is a
+    multiple of the former. Index -1 gives one pad token.
     """
     lengths = np.where(indices < 0, 1, rows.lengths[indices]).astype(np.int64)
-    pieces = [rows.row(index) if index >= 0 else np.full(1, pad_id) for index in indices]
-    padding = pad_length(int(lengths.sum()), multiple) - int(lengths.sum())
-    tokens = np.concatenate([*pieces, np.full(padding, pad_id)]).astype(np.int64)
-    sequences = np.append(lengths, padding) if padding else lengths
+    sequences = pad_length(lengths, sequence_multiple)
+    if padding := pad_length(int(sequences.sum()), multiple) - int(sequences.sum()):
+        sequences = np.append(sequences, padding)
     ends = np.concatenate([[0], np.cumsum(sequences)]).astype(np.int32)
+    tokens = np.full(ends[-1], pad_id, dtype=np.int64)
+    for start, index in zip(ends, indices, strict=False):
+        if index >= 0:
+            tokens[start : start + rows.lengths[index]] = rows.row(index)
     packing = Packing(torch.from_numpy(ends), int(sequences.max()))
     return torch.from_numpy(tokens)[None], torch.from_numpy(lengths), packing
 

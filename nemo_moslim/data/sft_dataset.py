@@ -63,12 +63,13 @@ class SFTDataset:
         mask = counted_positions(position, first[:, None], lengths[:, None])
         return TokenBatch(tokens=tokens, labels=tokens.roll(-1, dims=1), loss_mask=mask)
 
-    def packed_batch(self, indices: np.ndarray) -> TokenBatch:
-        """Rows one after the other in one row of tokens; index -1 is a filler without loss."""
-        tokens, lengths, packing = join_rows(self.rows, indices, self.pad_id, self.pad_multiple)
-        position, first = (torch.cat([torch.arange(n) for n in lengths]), self._first_counted(indices))
+    def packed_batch(self, indices: np.ndarray, sequence_multiple: int = 1) -> TokenBatch:
+        """Rows one after the other in one row of tokens, see `join_rows`; index -1 is a filler without loss."""
+        tokens, lengths, packing = join_rows(self.rows, indices, self.pad_id, self.pad_multiple, sequence_multiple)
+        sizes, first = packing.cu_seqlens.diff()[: len(lengths)], self._first_counted(indices)
+        position = torch.cat([torch.arange(n) for n in sizes])
         mask = torch.zeros(tokens.shape)
-        spread = (x.repeat_interleave(lengths) for x in (first, lengths))
+        spread = (x.repeat_interleave(sizes) for x in (first, lengths))
         mask[0, : len(position)] = counted_positions(position, *spread)
         # the label after a sequence's last token is the next sequence's first: it does not count
         return TokenBatch(tokens, tokens.roll(-1, dims=1), mask, packing)

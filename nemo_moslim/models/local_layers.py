@@ -10,6 +10,7 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 from torch.nn import functional
 
+from nemo_moslim.batches import context_positions
 from nemo_moslim.models.layer_functions import rotate, swiglu
 
 
@@ -56,8 +57,9 @@ class EarlyRotation(SelfAttention):
                 start = inference_context.sequence_len_offset
                 angles = angles[start : start + hidden_states.shape[0]]
             elif packed_seq_params is not None:
-                ranks = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
-                angles = angles[packed_positions(packed_seq_params.cu_seqlens_q, ranks * hidden_states.shape[0])]
+                splits = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
+                tokens, cp = splits * hidden_states.shape[0], self.pg_collection.cp
+                angles = angles[context_positions(packed_seq_params.cu_seqlens_q, tokens, cp.rank(), cp.size())[1]]
             self._rotation = angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
             rotary_pos_emb = None
         try:
@@ -118,12 +120,3 @@ class EarlyRotation(SelfAttention):
         groups = self.num_query_groups_per_partition
         shape = (batch_size, groups, inference_max_sequence_length, dim)
         return torch.empty(shape, dtype=dtype, device=torch.cuda.current_device()).permute(2, 0, 1, 3)
-
-
-def packed_positions(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """Position of each of T = `tokens` tokens in its own sequence, int64 [T]; where sequences start and end, [n + 1].
-
-    The number is given so that the host need not wait for the device to say it.
-    """
-    starts = cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff(), output_size=tokens)
-    return torch.arange(tokens, device=cu_seqlens.device) - starts

@@ -166,6 +166,11 @@ def row_multiple(parallel: ParallelConfig, precision: str, fp8_recipe: str) -> i
     return parallel.context * splits * share
 
 
+def sequence_multiple(parallel: ParallelConfig) -> int:
+    """The sequences of a packed row are padded to a multiple of this: context parallelism splits each of them."""
+    return 2 * parallel.context if parallel.context > 1 else 1
+
+
 def check_fixed_length(parallel: ParallelConfig, fixed_length: bool, max_length: int, multiple: int) -> None:
     """Refuse what needs micro-batches of one shape where they vary, and one shape that the layout cannot split.
 

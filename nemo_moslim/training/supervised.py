@@ -33,7 +33,7 @@ from nemo_moslim.models.reward_model import RewardModel, RewardModelConfig
 from nemo_moslim.models.summed_loss import SummedLossModel
 from nemo_moslim.parallel import cpu
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group, local_world_size, world_size
-from nemo_moslim.parallel.layout_checks import data_parallel_size, row_multiple
+from nemo_moslim.parallel.layout_checks import data_parallel_size, row_multiple, sequence_multiple
 from nemo_moslim.parallel.platform import this_platform
 from nemo_moslim.parallel.start_checks import check_supervised
 from nemo_moslim.preferences import PreferenceSchema
@@ -170,9 +170,11 @@ class SupervisedSetup:
 
     def packed(self, dataset: RewardDataset | SFTDataset) -> RewardDataset | SFTDataset | PackedDataset:
         """The data set with its rows packed where `batch.packing` says so."""
-        if not self.config.batch.packing:
+        config = self.config
+        if not config.batch.packing:
             return dataset
-        return PackedDataset.build(dataset, self.config.model.max_length, self.config.trainer.seed)
+        multiple = sequence_multiple(config.parallel)
+        return PackedDataset.build(dataset, config.model.max_length, config.trainer.seed, multiple)
 
     def data_files(self) -> list[Path]:
         """train.jsonl and validation.jsonl of the data directory.
@@ -222,7 +224,8 @@ class SupervisedSetup:
             train, validation, config.batch, config.model.max_length, config.trainer.seed, token_dropout
         )
         steps = map(data.plan.step, range(PADDING_STEPS))
-        padding = padding_share(train.lengths, steps, train.pad_multiple, config.batch.packing)
+        packed_lengths = train.packs.padded_lengths if config.batch.packing else None
+        padding = padding_share(train.lengths, steps, train.pad_multiple, packed_lengths)
         telemetry = Telemetry(
             config.run_dir, config.trainer.validate_every, config.trainer.log_every, experiment_loggers(config)
         )

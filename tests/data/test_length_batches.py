@@ -80,6 +80,8 @@ def test_padding_share_by_hand():
     lengths = np.array([3, 8, 9])
     batches = [np.array([[0, 1], [2, -1]])]  # 2 rows of 8, then 2 rows of 16: 48 places for 20 tokens
     assert padding_share(lengths, iter(batches), 8) == pytest.approx(1 - 20 / 48)
+    packed = np.array([4, 8, 12])  # one after the other: 12 tokens in 16 places, 12 in 16
+    assert padding_share(lengths, iter(batches), 8, packed) == pytest.approx(1 - 20 / 32)
 
 
 @settings(deadline=None, max_examples=40)

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,14 +31,21 @@ def naive_pack_count(lengths, capacity):
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.lists(st.integers(1, 24), min_size=1, max_size=60), st.integers(24, 40), st.integers(0, 5))
-def test_every_row_lies_in_one_pack_and_packs_are_those_of_best_fit_decreasing(lengths, capacity, seed):
+@given(
+    st.lists(st.integers(1, 24), min_size=1, max_size=60), st.integers(24, 40), st.integers(0, 5),
+    st.sampled_from([1, 4]),
+)  # fmt: skip
+def test_every_row_lies_in_one_pack_and_packs_are_those_of_best_fit_decreasing(lengths, capacity, seed, multiple):
     lengths = np.array(lengths)
-    packs = pack_rows(lengths, capacity, seed)
-    assert sorted(packs.rows) == list(range(len(lengths)))
-    sums = [int(lengths[packs.pack(index)].sum()) for index in range(len(packs))]
-    assert sums == packs.lengths.tolist() and min(sums) > 0 and max(sums) <= capacity
-    assert sorted(capacity - n for n in sums) == naive_pack_count(lengths, capacity)
+    packs = pack_rows(lengths, capacity, seed, multiple)
+    while capacity % multiple:
+        capacity += 1
+    assert packs.capacity == capacity and sorted(packs.rows) == list(range(len(lengths)))
+    assert [lengths[packs.pack(index)].sum() for index in range(len(packs))] == packs.lengths.tolist()
+    padded = np.array([length + -length % multiple for length in lengths])
+    sums = [int(padded[packs.pack(index)].sum()) for index in range(len(packs))]
+    assert sums == packs.padded_lengths.tolist() and min(sums) > 0 and max(sums) <= capacity
+    assert sorted(capacity - n for n in sums) == naive_pack_count(padded, capacity)
     assert packs.fill_rate == pytest.approx(lengths.sum() / (len(packs) * capacity))
 
 
@@ -54,6 +62,12 @@ def test_a_million_rows_of_skewed_lengths_fill_packs():
     packs = pack_rows(lengths, 4096, 1)
     assert time.process_time() - before < 60  # a second where rows of one length move together; hours one by one
     assert packs.fill_rate > 0.999 and len(packs.rows) == 1_000_000
+
+
+def test_the_padding_of_rows_does_not_fill_packs():
+    packs = pack_rows(np.array([5, 3, 4, 1]), 10, 1, multiple=4)  # they take 8, 4, 4 and 4 tokens of 12
+    assert packs.padded_lengths.tolist() == [12, 8] and packs.capacity == 12
+    assert packs.fill_rate == 13 / 24
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 3], [3, 11]])
@@ -83,6 +97,18 @@ def test_packed_ratings_by_hand():
     assert padded.cu_seqlens.tolist() == [0, 3, 5, 8]  # the padding is a sequence of its own
 
 
+def test_packed_ratings_padded_one_by_one_by_hand():
+    targets, mask = encode_labels([{"a": 2}, {"a": 1}, {}], ["a"], [2])
+    data = RewardDataset(encoded([3, 2, 5], [1, 1, 2]), targets, mask, [None] * 3, PAD, 8)
+    batch = data.packed_batch(np.array([2, 0, -1]), sequence_multiple=4)
+    assert batch.tokens.tolist() == [[300, 301, 302, 303, 304, *[PAD] * 3, 100, 101, 102, *[PAD] * 5]]
+    assert batch.last_index.tolist() == [4, 10, 12]  # the filler's own token is the fourth sequence's first
+    assert batch.packing.cu_seqlens.tolist() == [0, 8, 12, 16] and batch.packing.longest == 8
+    longer = data.packed_batch(np.array([2]), sequence_multiple=4)
+    assert longer.packing.cu_seqlens.tolist() == [0, 8] and longer.packing.cu_seqlens.dtype == torch.int32
+    assert data.packed_batch(np.array([0]), sequence_multiple=4).packing.cu_seqlens.tolist() == [0, 4, 8]
+
+
 @pytest.mark.parametrize(
     ("loss_on", "counted"), [("answers", [0, 1, 0, 1, 1, 0, 0, 0]), ("all", [1, 1, 0, 1, 1, 0, 0, 0])]
 )
@@ -93,6 +119,9 @@ def test_packed_text_by_hand(loss_on, counted):
     assert batch.loss_mask.tolist() == [counted]
     labels = batch.labels[batch.loss_mask > 0].tolist()
     assert labels == ([102, 201, 202] if loss_on == "answers" else [101, 102, 201, 202])
+    apart = data.packed_batch(np.array([0, -1, 1]), sequence_multiple=4)
+    assert apart.tokens.tolist() == [[100, 101, 102, *[PAD] * 5, 200, 201, 202, *[PAD] * 5]]
+    assert apart.loss_mask.tolist() == [[*counted[:3], *[0] * 5, *counted[3:6], *[0] * 5]]
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,9 +1,9 @@
 """Core attention over a row that is split along the sequence: what Transformer Engine's does on GPUs, in a few lines.
 
 Every rank gathers the keys and values of all positions and attends from its own, with the causal mask of the true
-positions. For tests alone: it shows that batches, losses and gradients of context parallelism are right.
+positions in each sequence. For tests alone: it shows that batches, losses and gradients of context parallelism are right.
 
-Shapes: S positions of this rank, B rows, N heads, G query groups, D head size, R ranks.
+Shapes: S positions of this rank, B rows, N heads, G query groups, D head size.
 """
 
 import torch
@@ -37,15 +37,22 @@ class GatheringAttention(SDPACoreAttention):
 
     def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
                 packed_seq_params=None):  # fmt: skip
-        """Attention of `query` [S, B, N, D] over all positions of `key` and `value` [S, B, G, D]; [S, B, N * D]."""
+        """Attention of `query` [S, B, N, D] over all positions of `key` and `value` [S, B, G, D]; [S, B, N * D].
+
+        A packed row comes as [S, N, D] and [S, G, D].
+        """
         group = parallel_state.get_context_parallel_group()
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-        everywhere = torch.arange(query.size(0) * ranks)[None]
-        places = [context_positions(everywhere, other, ranks)[0] for other in range(ranks)]
-        allowed = places[rank][:, None] >= torch.cat(places)[None]
+        rank, ranks, tokens = dist.get_rank(group), dist.get_world_size(group), query.size(0)
+        cu_seqlens = packed_seq_params.cu_seqlens_q if packed_seq_params else torch.tensor([0, tokens * ranks])
+        if packed_seq_params:
+            query, key, value = (tensor[:, None] for tensor in (query, key, value))
+        found = [context_positions(cu_seqlens, tokens, other, ranks) for other in range(ranks)]
+        starts, positions = (torch.cat(parts) for parts in zip(*found, strict=True))
+        start, position = (part[:, None] for part in found[rank])
+        allowed = (start == starts) & (position >= positions)
         key, value = _Gathered.apply(key, group), _Gathered.apply(value, group)
         context = functional.scaled_dot_product_attention(
             *(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)), attn_mask=allowed,
             scale=self.softmax_scale, enable_gqa=True,
         )  # fmt: skip
-        return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+        return context.permute(2, 0, 1, 3).reshape(tokens, query.size(1), -1)

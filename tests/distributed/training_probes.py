@@ -525,8 +525,32 @@ def packed_against_padded(reward_run: str, ratings: str, sft_run: str, texts: st
     return report | compare("text", language_model, text, read_text)
 
 
-def train_along_the_sequence(entry: str, arguments: list[str]) -> None:
-    """`examples/ENTRY.py arguments…` with context parallelism on the CPU, by an attention that stands in."""
+def train_with_scores(runs: list[list], context: bool = False) -> list[list]:
+    """`train_several`, or `train_along_the_sequence` with `context`.
+
+    Returns:
+        Per run what this rank's loss counted in the first step: logits of answers, or losses of tokens.
+    """
+    from nemo_moslim.batches import RewardBatch
+    from nemo_moslim.models.summed_loss import SummedLossReduction
+
+    scores, original = [], SummedLossReduction.forward
+
+    def recorded(self, batch, output):
+        if self._training and self._model[0].trainer.global_step == 0:
+            counted = batch.label_mask.any(1) if isinstance(batch, RewardBatch) else batch.loss_mask > 0
+            scores[-1].extend(output.detach()[counted].tolist())
+        return original(self, batch, output)
+
+    SummedLossReduction.forward = recorded
+    for run in runs:
+        scores.append([])
+        (train_along_the_sequence if context else train_several)([run])
+    return scores
+
+
+def train_along_the_sequence(runs: list[list]) -> None:
+    """`train_several` with context parallelism on the CPU, by an attention that stands in."""
     from context_attention import GatheringAttention
 
     from nemo_moslim.models import layer_spec
@@ -541,4 +565,4 @@ def train_along_the_sequence(entry: str, arguments: list[str]) -> None:
     layer_spec._check_local = lambda config: None
     start_checks.check_platform = lambda *_: None
     strategy.cpu.prepare_strategy = prepare
-    train(entry, arguments)
+    train_several(runs)

@@ -2,7 +2,8 @@
 
 python gpu_probes.py reads lines of JSON, [FUNCTION, ARGUMENTS], and answers each with a line of JSON.
 
-Every function also runs without a GPU (with megatron-core's local layers): tests/training/test_gpu_probes.py.
+Every function but `context_places` also runs without a GPU (with megatron-core's local layers):
+tests/training/test_gpu_probes.py.
 """
 
 import contextlib
@@ -147,6 +148,22 @@ def packed_scores(run: str, data: str) -> dict:
         return found
 
     return {"padded": logits(dataset.batch), "packed": logits(dataset.packed_batch)}
+
+
+def context_places(cu_seqlens: list[int], ranks: int) -> dict:
+    """Places of a packed row's tokens on every context-parallel rank: this package's, and Transformer Engine's."""
+    import torch
+    import transformer_engine.pytorch  # noqa: F401 (loads what the next line imports)
+    import transformer_engine_torch
+
+    from nemo_moslim.batches import context_positions
+
+    ends, length = torch.tensor(cu_seqlens, dtype=torch.int32, device="cuda"), cu_seqlens[-1]
+    split = transformer_engine_torch.thd_get_partitioned_indices
+    return {
+        "mine": [sum(context_positions(ends, length // ranks, rank, ranks)).tolist() for rank in range(ranks)],
+        "theirs": [split(ends, length, ranks, rank).tolist() for rank in range(ranks)],
+    }
 
 
 def reward_passes(run: str, data: str) -> dict[str, dict]:

@@ -55,6 +55,12 @@ def test_packed_rows_score_as_padded_ones(gpu_reward, rating_dir):
     assert np.abs(padded - packed).max() < 0.05
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_packed_rows_are_split_along_the_sequence_as_by_transformer_engine(ranks):
+    found = call("context_places", cu_seqlens=[0, 8 * ranks, 10 * ranks, 22 * ranks], ranks=ranks)
+    assert found["mine"] == found["theirs"]
+
+
 def test_head_and_statistics_stay_fp32_in_bf16(gpu_reward, rating_dir):
     from training_client import weights
 

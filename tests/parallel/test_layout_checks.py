@@ -12,6 +12,7 @@ from nemo_moslim.parallel.layout_checks import (
     check_ranks,
     data_parallel_size,
     row_multiple,
+    sequence_multiple,
     use,
 )
 
@@ -158,6 +159,11 @@ def test_batches_that_can_be_dealt_pass():
 )
 def test_lengths_can_be_split(parallel, precision, recipe, multiple):
     assert row_multiple(parallel, precision, recipe) == multiple
+    assert multiple % sequence_multiple(parallel) == 0
+
+
+def test_context_ranks_get_two_pieces_of_every_packed_sequence():
+    assert [sequence_multiple(layout(context=ranks)) for ranks in (1, 2, 3)] == [1, 4, 6]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_the_command_line_has_the_last_word():
             "batch.packing=true: Transformer Engine has no attention for it: use precision=bf16",
         ),
         (["batch.packing=true", "precision=bf16"], 1, None),
+        (["batch.packing=true", "parallel.context=2", "precision=bf16"], 2, None),
         (
             ["parallel.context=2", "precision=bf16", "batch.fixed_length=true", "model.max_length=248"],
             2,

@@ -158,14 +158,15 @@ def test_virtual_pipeline_trains_saves_and_resumes_like_one_rank(trainings, deep
 def test_context_parallelism_trains_like_one_rank(
     one_rank, sft_run, trainings, reward_arguments, sft_dir, tiny_model, tmp_path
 ):
-    split = ["parallel.context=2", f"run_dir={tmp_path}/reward"]
-    trainings.run("train_along_the_sequence", 2, entry="train_rm", arguments=[*reward_arguments, *split])
-    assert_same_training(metrics(tmp_path / "reward"), one_rank)
     tokenizer = f"tokenizer={sft_run}"  # a run's, which has that of tokenizer_dir
     language_model = [tokenizer, f"data={sft_dir}", *tiny_model, "model.tie_embeddings=true"]
-    split = ["parallel.context=2", f"run_dir={tmp_path}/sft"]
-    trainings.run("train_along_the_sequence", 2, entry="train_sft", arguments=[*language_model, *split])
-    assert_same_training(metrics(tmp_path / "sft"), metrics(sft_run))
+    runs = [
+        [entry, [*arguments, "parallel.context=2", f"run_dir={tmp_path}/{entry}"]]
+        for entry, arguments in (("train_rm", reward_arguments), ("train_sft", language_model))
+    ]
+    trainings.run("train_along_the_sequence", 2, runs=runs)
+    assert_same_training(metrics(tmp_path / "train_rm"), one_rank)
+    assert_same_training(metrics(tmp_path / "train_sft"), metrics(sft_run))
 
 
 def test_one_process_trains_in_several_layouts(trainings, reward_arguments, one_rank, tmp_path):

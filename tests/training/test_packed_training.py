@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from training_client import metrics
 
@@ -77,3 +78,41 @@ def test_exact_statistics_of_packed_rows_are_those_of_padded_ones(trainings, rew
     for part in ("weight", "mean", "variance"):
         key = f"module.output_layer.statistics_{part}"
         assert packed[key].tolist() == pytest.approx(padded[key].tolist(), rel=1e-4)
+
+
+ROWS = 24  # all of them in every step, so that packs of any make-up give the same step
+PADDED = [f"batch.global_size={ROWS}", "batch.micro_size=8"]
+ONE_PACK = ["batch.packing=true", "model.max_length=2048", "batch.global_size=2", "batch.micro_size=2"]  # it, twice
+
+
+def test_packed_rows_split_along_the_sequence_train_like_one_rank(
+    trainings, rating_dir, sft_dir, reward_arguments, tmp_path
+):
+    folders = {"train_rm": rating_dir, "train_sft": sft_dir}
+    for entry, folder in folders.items():
+        (tmp_path / entry).mkdir()
+        for file in ("train.jsonl", "validation.jsonl"):
+            lines = (folder / file).read_text().splitlines(keepends=True)
+            (tmp_path / entry / file).write_text("".join(lines[:ROWS]))
+
+    def runs_of(name, *settings):
+        steps = ["trainer.max_steps=2", "trainer.validate_every=2"]
+        places = {entry: [f"data={tmp_path / entry}", f"run_dir={tmp_path / name / entry}"] for entry in folders}
+        return [[entry, [*reward_arguments, *steps, *places[entry], *settings]] for entry in folders]
+
+    alone = [*runs_of("padded", *PADDED), *runs_of("packed", *ONE_PACK)]
+    (whole,) = trainings.run("train_with_scores", runs=alone).results()
+    split = runs_of("split", *ONE_PACK, "parallel.context=2")
+    both = trainings.run("train_with_scores", 2, runs=split, context=True).results()
+    for place, entry in enumerate(folders):
+        run = tmp_path / "split" / entry
+        assert json.loads((run / "summary.json").read_text())["packing"]["packs"] == 1
+        parts = [rank[place] for rank in both]
+        assert all(parts)  # both ranks hold ends of answers, and tokens that count
+        scores, rows = np.sort(np.concatenate(parts), 0), metrics(run)
+        for name, expected in (("padded", 2 * whole[place]), ("packed", whole[2 + place])):
+            np.testing.assert_allclose(scores, np.sort(expected, 0), rtol=1e-5, atol=1e-5)
+            others = metrics(tmp_path / name / entry)
+            for key in ("loss", "grad_norm"):
+                assert rows[0][key] == pytest.approx(others[0][key], rel=1e-5)
+            assert rows[1]["validation"] == pytest.approx(others[1]["validation"], rel=1e-3)
