@@ -29,8 +29,8 @@ class Batch:
 class Packing(Batch):
     """Where the sequences of a packed row start and end; padding at its end is a sequence of its own.
 
-    Padding up to a multiple of twice the context-parallel ranks is part of its sequence. A rank's share of the row keeps
-    the numbers of the whole one, as megatron-core and Transformer Engine want them.
+    Padding up to a multiple of twice the context-parallel ranks is part of its sequence. A rank's share of the row
+    keeps the numbers of the whole one, as megatron-core and Transformer Engine want them.
     """
 
     cu_seqlens: Tensor  # int32 [n + 1]: 0, the end of each sequence, the last one being the row's length
@@ -165,8 +165,8 @@ def position_ids(tokens: Tensor) -> Tensor:
 def context_positions(cu_seqlens: Tensor, tokens: int, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
     """Of each token that a context-parallel rank has of a packed row: where its sequence starts, its position in it.
 
-    Every sequence is cut into 2 * ranks pieces; a rank has piece `rank` and its counterpart from the end, so that causal
-    attention is as much work on every rank (megatron-core's rotary embeddings and Transformer Engine expect this).
+    Every sequence is cut into 2 * ranks pieces; a rank has piece `rank` and its counterpart from the end, so that
+    causal attention is as much work on every rank (megatron-core's rotary embeddings and Transformer Engine expect it).
 
     Args:
         cu_seqlens: [n + 1], see `Packing`; multiples of 2 * ranks where there are several.
@@ -175,8 +175,8 @@ def context_positions(cu_seqlens: Tensor, tokens: int, rank: int = 0, ranks: int
     Returns:
         Two int64 tensors [T]; their sum is the place in the row.
     """
-    lengths = cu_seqlens.diff()
-    start, length = (x.repeat_interleave(lengths // ranks, output_size=tokens) for x in (cu_seqlens[:-1].long(), lengths))
+    starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff()
+    start, length = (x.repeat_interleave(lengths // ranks, output_size=tokens) for x in (starts, lengths))
     index, half = torch.arange(tokens, device=cu_seqlens.device) - start // ranks, length // (2 * ranks)
     return start, index + half * torch.where(index < half, rank, 2 * (ranks - 1) - rank)
 

@@ -1,7 +1,8 @@
 """Core attention over a row that is split along the sequence: what Transformer Engine's does on GPUs, in a few lines.
 
 Every rank gathers the keys and values of all positions and attends from its own, with the causal mask of the true
-positions in each sequence. For tests alone: it shows that batches, losses and gradients of context parallelism are right.
+positions in each sequence. For tests alone: it shows that batches, losses and gradients of context parallelism are
+right.
 
 Shapes: S positions of this rank, B rows, N heads, G query groups, D head size.
 """
