@@ -127,15 +127,15 @@ class PolicyBatch(AnswerBatch):
     old_values: Tensor  # fp32 [B, T]: of the critic before the step's first update; 0 where there is none
     advantages: Tensor  # fp32 [B, T]
     returns: Tensor  # fp32 [B, T]: what a critic with a value head learns
-    asked: Tensor | None = None  # int64 [B, N]: see `Rollout`; for a critic that predicts levels
-    probabilities: Tensor | None = None  # fp32 [B, C]: see `Rollout`; what that critic learns
+    asked: Tensor | None = None  # int64 [B, N]: see `SampledAnswers`; for a critic that predicts levels
+    probabilities: Tensor | None = None  # fp32 [B, C]: see `Rollout`; what that critic learns, once there are scores
     answer_rows: Tensor | None = None  # int64 [M]: of each True of `response_mask`, row by row; see `AnswerBatch`
     answer_places: Tensor | None = None  # int64 [M]: its position in the answer
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """The answers of one step and their rewards, the same on every rank, R = prompts x samples, grouped by prompt."""
+class SampledAnswers:
+    """The answers of one step, the same on every rank, R = prompts x samples, grouped by prompt."""
 
     prompts: list  # [R] text or messages, without preference tags
     preferences: list[dict[str, int]]  # [R] asked levels
@@ -146,15 +146,21 @@ class Rollout:
     finished: np.ndarray  # bool [R]: False where the length limit cut the answer
     generator_logprobs: list[np.ndarray]  # [R] fp32 per sampled token, as the generator saw them
     groups: Tensor  # int64 [R]: answers to the same prompt with the same tags
-    rewards: Tensor  # fp32 [R]: Eq. 11
-    parts: Tensor  # fp32 [R, N]: what each dimension adds to the reward
-    obtained: Tensor  # int64 [R, N]: the level that the reward model finds most likely
     asked: Tensor  # int64 [R, N]: the level that the prompt asks for, 0 where it names none
-    probabilities: Tensor  # fp32 [R, C]: of every level by the reward model
-    cut_for_scoring: int  # answers that the reward model could not read whole
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Rollout(SampledAnswers):
+    """The answers of one step and their rewards, on the host of every rank."""
+
+    rewards: Tensor  # fp32 [R]: Eq. 11
+    parts: Tensor  # fp32 [R, N]: what each dimension adds to the reward
+    obtained: Tensor  # int64 [R, N]: the level that the reward model finds most likely
+    probabilities: Tensor  # fp32 [R, C]: of every level by the reward model
+    cut_for_scoring: int  # answers that the reward model could not read whole
 
 
 def position_ids(tokens: Tensor) -> Tensor:

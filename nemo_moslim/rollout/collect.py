@@ -1,17 +1,18 @@
 """One step's answers: prompts of this rank are answered, all ranks' answers are brought together, scored and mapped."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 
-from nemo_moslim.batches import Rollout
+from nemo_moslim.batches import Rollout, SampledAnswers
 from nemo_moslim.clock import Clock
 from nemo_moslim.data.prompt_dataset import PromptDataset
 from nemo_moslim.rollout.answer import answers_over_ranks
 from nemo_moslim.rollout.generate import Generator
-from nemo_moslim.rollout.scorer import Scorer, asked_levels
+from nemo_moslim.rollout.scorer import Scorer, Scores, asked_levels
 
 VALIDATION_STEP = 2**31  # seeds of validation answers are none of a training step's
 
@@ -29,40 +30,62 @@ class Collector:
     clock: Clock
 
     def collect(self, data: PromptDataset, prompts: np.ndarray, step: int) -> Rollout:
-        """Answer and score the prompts with these indices, `samples` answers each.
+        """`sample`, `send`, and wait for the scores."""
+        return self.send(self.sample(data, prompts, step), step)()
+
+    def sample(self, data: PromptDataset, prompts: np.ndarray, step: int) -> SampledAnswers:
+        """Answer the prompts with these indices, `samples` answers each.
 
         Raises:
-            FloatingPointError: logits or a reward that are not finite.
+            FloatingPointError: logits that are not finite.
         """
-        tokens, place = [data.tokens[i] for i in prompts], step_name(step)
+        tokens = [data.tokens[i] for i in prompts]
         with self.clock.phase("generation"):
             try:
                 made = answers_over_ranks(self.generator, tokens, (self.seed, step), self.samples)
             except FloatingPointError as error:
-                raise FloatingPointError(f"{place}, generation: {error}") from None
+                raise FloatingPointError(f"{step_name(step)}, generation: {error}") from None
         rows = np.repeat(prompts, self.samples)
-        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in made.tokens]
         asked = [data.preferences[i] for i in rows]
-        plain = [data.prompts[i] for i in rows]
-        with self.clock.phase("scoring"):
-            scores = self.scorer.score(plain, texts, asked)
-        rewards = scores.rewards.cpu() - self.cut_penalty * torch.from_numpy(~made.finished)
-        check_finite(rewards, plain, place)
-        return Rollout(
-            prompts=plain,
+        return SampledAnswers(
+            prompts=[data.prompts[i] for i in rows],
             preferences=asked,
             prompt_tokens=[data.tokens[i] for i in rows],
             plain_prompt_tokens=[data.plain_tokens[i] for i in rows],
             answers=made.tokens,
-            texts=texts,
+            texts=[self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in made.tokens],
             finished=made.finished,
             generator_logprobs=made.logprobs,
             groups=torch.arange(len(prompts)).repeat_interleave(self.samples),
-            rewards=rewards,
-            parts=scores.parts.cpu(),
-            obtained=scores.obtained.cpu(),
             asked=asked_levels(asked, self.scorer.schema),
-            probabilities=scores.probabilities.cpu(),
+        )
+
+    def send(self, answers: SampledAnswers, step: int) -> Callable[[], Rollout]:
+        """Have answers scored; what is returned waits for the scores the first time. Every rank calls both.
+
+        Raises (what is returned):
+            FloatingPointError: a reward that is not finite.
+            ServiceError: see `RewardService.start`.
+        """
+        with self.clock.phase("scoring"):
+            started = self.scorer.start(answers.prompts, answers.texts, answers.preferences)
+
+        def scored() -> Rollout:
+            with self.clock.phase("scoring"):
+                scores = started()
+            return self._rollout(answers, scores, step)
+
+        return cache(scored)
+
+    def _rollout(self, answers: SampledAnswers, scores: Scores, step: int) -> Rollout:
+        rewards = scores.rewards - self.cut_penalty * torch.from_numpy(~answers.finished)
+        check_finite(rewards, answers.prompts, step_name(step))
+        return Rollout(
+            **vars(answers),
+            rewards=rewards,
+            parts=scores.parts,
+            obtained=scores.obtained,
+            probabilities=scores.probabilities,
             cut_for_scoring=scores.cut,
         )
 

@@ -1,15 +1,18 @@
 """A reward model in another job, behind the interface of one on these ranks (examples/serve_reward.py).
 
 Rank 0 asks the service and hands its answers to the others. Scoring changes nothing in the service, so that a request
-is sent again until it is answered: while the service is restarted, nothing is lost or scored twice over.
+is sent again until it is answered: while the service is restarted, nothing is lost or scored twice over. It waits for
+scores in a thread, which calls no collectives and leaves tensors alone; the ranks go on until they need them.
 
 Shapes: R rows, N heads (preference dimensions), C classes (the sum of all heads' levels).
 """
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
@@ -88,25 +91,28 @@ class RewardService:
             raise ServiceError(f"reward={self.url}: GET /model answers {problem}: it is no serve_reward.py")
         return model
 
-    def score(self, items: Sequence[dict], normalize: str) -> list[dict]:
-        """The scored items of POST /score, on every rank; every rank passes all of them.
+    def start(self, items: Sequence[dict], normalize: str) -> Callable[[], list[dict]]:
+        """Send items to POST /score; what is returned waits for the scored ones and gives them on every rank.
 
-        Raises:
+        Every rank passes all items and calls it, before the service is asked for anything else.
+
+        Raises (what is returned):
             ServiceUnavailable: no answer in time, or told to stop while the service is away.
             ServiceError: the service refuses a row, serves another model than at the start, or its answer has another
                 form than `POST /score`'s, or numbers that are not finite.
         """
-        rows = [json.dumps(item, ensure_ascii=False).encode() for item in items]
         head, tail = f'{{"normalize":"{normalize}","items":['.encode(), b"]}"
 
         def ask() -> list[dict]:
+            rows = [json.dumps(item, ensure_ascii=False).encode() for item in items]
             parts = self.within_limits(rows, len(head + tail))
             answers = [answer for part in parts for answer in self._scored(head + part + tail)]
             if problem := mistake_in_scores(answers, items, self.schema):
                 raise self.misfit("POST /score", problem)
             return answers
 
-        return self.on_every_rank(ask)
+        answered = in_background(ask) if is_rank_zero() else ask  # the others do not call it
+        return lambda: self.on_every_rank(answered)
 
     def _scored(self, body: bytes) -> list[dict]:
         answer = self.ask("POST", "/score", body)
@@ -147,7 +153,7 @@ class RewardService:
         Raises:
             Refused: another status than 200 that is no reason to come again. Once the service has answered, a 404 or
                 500 without its own words is one: something else stands in its place while it is restarted.
-            ServiceUnavailable, ValueError: as `score`.
+            ServiceUnavailable, ValueError: as `start`.
         """
         end, wait = None, FIRST_WAIT
         while True:
@@ -201,6 +207,20 @@ class RewardService:
         if error is not None:
             raise error
         return found
+
+
+def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Begin `work` in a thread; what is returned waits for its result, or raises its error."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # a process that ends does not wait for it
+    return future.result
 
 
 def detail(answer: requests.Response) -> str | None:
@@ -268,15 +288,16 @@ def retry_after(answer: requests.Response) -> float:
 
 
 class RemoteRewardModel:
-    """As `LocalRewardModel`: probabilities of a reward model, here of a service."""
+    """As `LocalRewardModel` for a `WeightedScorer`: probabilities of a reward model, here of a service."""
 
     def __init__(self, service: RewardService):
         self.service, self.schema = service, service.schema
 
-    def probabilities(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """fp32 [R, C] on every rank, and bool [R]: rows that lost text. Every rank passes all rows."""
+    def start(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Send answers; what is returned waits for fp32 [R, C] and bool [R], rows that lost text; see `Scorer`."""
         items = [{"prompt": p, "response": r} for p, r in zip(prompts, responses, strict=True)]
-        return columns(self.service.score(items, "total"), self.schema)
+        answered = self.service.start(items, "total")
+        return lambda: columns(answered(), self.schema)
 
 
 class RemoteScorer:
@@ -285,13 +306,17 @@ class RemoteScorer:
     def __init__(self, service: RewardService, normalize: str):
         self.service, self.schema, self.normalize = service, service.schema, normalize
 
-    def score(
+    def start(
         self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
-    ) -> Scores:
+    ) -> Callable[[], Scores]:
         """See `Scorer`."""
         rows = zip(prompts, responses, preferences, strict=True)
         items = [{"prompt": p, "response": r, "preferences": asked} for p, r, asked in rows]
-        answers, names = self.service.score(items, self.normalize), self.schema.names
+        answered = self.service.start(items, self.normalize)
+        return lambda: self._scores(answered())
+
+    def _scores(self, answers: Sequence[dict]) -> Scores:
+        names = self.schema.names
         p, shortened = columns(answers, self.schema)
         rewards = torch.tensor([answer["reward"] for answer in answers])
         parts = torch.tensor([[answer["parts"][name] for name in names] for answer in answers])

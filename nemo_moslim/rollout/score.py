@@ -152,6 +152,12 @@ class LocalRewardModel:
         with on_device(unwrapped(self.model), self.offload):
             return score_rows(self.model, dataset, self.micro_size), torch.from_numpy(dataset.rows.shortened)
 
+    def start(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Callable[[], tuple[Tensor, Tensor]]:
+        """As a service's, but computed at once: what could be computed meanwhile needs the same ranks."""
+        p, shortened = self.probabilities(prompts, responses)
+        found = p.cpu(), shortened
+        return lambda: found
+
 
 class LocalScorer:
     """MOSLIM's rewards: the levels that prompts ask for, mapped by Eq. 11."""
@@ -168,11 +174,20 @@ class LocalScorer:
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
     ) -> Scores:
-        """See `Scorer`; rows over the model's length lose text on the left and are counted."""
+        """Scores of answers on every rank, which passes all rows; those over the model's length lose text on the left
+        and are counted."""
         p, shortened = self.reward_model.probabilities(prompts, responses)
         asked, levels = asked_levels(preferences, self.schema).to(p.device), [d.levels for d in self.schema.dimensions]
         rewards, parts = map_rewards(p, asked, self.average, self.deviation, levels, self.normalize)
-        return Scores(rewards, parts, most_likely_levels(p, levels), p, int(shortened.sum()))
+        found = rewards, parts, most_likely_levels(p, levels), p
+        return Scores(*(values.cpu() for values in found), int(shortened.sum()))
+
+    def start(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
+    ) -> Callable[[], Scores]:
+        """See `Scorer`; computed at once, as `LocalRewardModel.start`."""
+        scores = self.score(prompts, responses, preferences)
+        return lambda: scores
 
 
 def _statistics(model: RewardModel) -> Tensor:

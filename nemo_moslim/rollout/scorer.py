@@ -3,7 +3,7 @@
 Shapes: R rows, N heads (preference dimensions), C classes (the sum of all heads' levels).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from nemo_moslim.preferences import PreferenceSchema
 
 
 class Scores(NamedTuple):
-    """What a reward model makes of R answers, the same on every rank."""
+    """What a reward model makes of R answers, on the host of every rank."""
 
     rewards: Tensor  # fp32 [R]: Eq. 11; 0 for a prompt that asks for nothing
     parts: Tensor  # fp32 [R, N]: what each dimension adds
@@ -28,10 +28,14 @@ class Scorer(Protocol):
 
     schema: PreferenceSchema
 
-    def score(
+    def start(
         self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
-    ) -> Scores:
-        """Rewards of answers; prompts carry no preference tags. Every rank passes all rows."""
+    ) -> Callable[[], Scores]:
+        """Have answers scored; what is returned gives their scores, and waits for those of a service.
+
+        Prompts carry no preference tags. Every rank passes all rows, and calls what is returned, which raises what
+        scoring them raises.
+        """
 
 
 def most_likely_levels(p: Tensor, levels: Sequence[int]) -> Tensor:

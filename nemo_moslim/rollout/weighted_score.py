@@ -3,7 +3,7 @@
 Shapes: R rows, N dimensions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -40,24 +40,32 @@ class WeightedScorer:
 
         Every rank passes all rows.
         """
-        scores, obtained, probabilities, shortened = [], [], [], torch.zeros(len(responses), dtype=torch.bool)
-        for model in self.models:
+        return self._joined([model.start(prompts, responses) for model in self.models])
+
+    def start(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
+    ) -> Callable[[], Scores]:
+        """See `Scorer`."""
+        started = [model.start(prompts, responses) for model in self.models]
+
+        def finish() -> Scores:
+            scores, obtained, probabilities, cut = self._joined(started)
+            rewards, parts = weighted_sum(scores, self.weights)
+            return Scores(rewards, parts, obtained, probabilities, cut)
+
+        return finish
+
+    def _joined(self, started: Sequence[Callable[[], tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor, Tensor, int]:
+        scores, obtained, probabilities, shortened = [], [], [], []
+        for model, found in zip(self.models, started, strict=True):
             levels = [dimension.levels for dimension in model.schema.dimensions]
-            p, too_long = model.probabilities(prompts, responses)
-            p = p.cpu()  # a service's are there, a local model's on its device
-            shortened |= too_long
+            p, too_long = found()
+            shortened.append(too_long)
             scores.append(expected_levels(p, levels))
             obtained.append(most_likely_levels(p, levels))
             probabilities.append(p)
-        return torch.cat(scores, -1), torch.cat(obtained, -1), torch.cat(probabilities, -1), int(shortened.sum())
-
-    def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], preferences: Sequence[dict[str, int]]
-    ) -> Scores:
-        """See `Scorer`."""
-        scores, obtained, probabilities, cut = self.scores(prompts, responses)
-        rewards, parts = weighted_sum(scores, self.weights)
-        return Scores(rewards, parts, obtained, probabilities, cut)
+        cut = int(torch.stack(shortened).any(0).sum())
+        return torch.cat(scores, -1), torch.cat(obtained, -1), torch.cat(probabilities, -1), cut
 
 
 def weight_vector(weights: Mapping[str, float] | None, names: Sequence[str]) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.batches import PolicyBatch, Rollout, SampledAnswers
 from nemo_moslim.functional.advantages import adapt_kl_coef, token_kl
 from nemo_moslim.functional.policy_losses import clipped_policy_loss
 from nemo_moslim.parallel.layout import sum_over_data_ranks
@@ -25,11 +25,12 @@ class Algorithm(Protocol):
     samples: int  # answers per prompt
     epochs: int  # passes over a step's answers
     uses_critic: bool
+    chooses_by_reward: bool  # `choose` is given the rollout; otherwise it comes before the scores
     unit: int  # rows that stay together in a micro-batch
     metric_names: tuple[str, ...]  # of `loss`
 
-    def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-        """Rows to train on, in units, and which rows of the rollout count: int64 [n], bool [R]; metrics of the step.
+    def choose(self, sampled: SampledAnswers, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+        """Rows to train on, in units, and which of all rows count: int64 [n], bool [R]; metrics of the step.
 
         `usable`, bool [R], is False for answers that must not count.
         """
@@ -41,9 +42,9 @@ class Algorithm(Protocol):
         """Loss sum, count, sums of the metrics; logprobs and entropy fp32 [B, T] with gradients."""
 
 
-def all_rows(rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+def all_rows(sampled: SampledAnswers, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Every usable answer is trained on."""
-    return np.arange(len(rollout)), usable, {}
+    return np.arange(len(sampled)), usable, {}
 
 
 def answer_kl(rollout: Rollout, batches: Sequence[PolicyBatch]) -> Tensor:

@@ -26,6 +26,7 @@ class Critic(Protocol):
     """Every rank makes one and calls it alike, with its own micro-batches."""
 
     models: dict[str, TrainedModel]  # what the policy's checkpoint holds of it, by folder
+    in_service: bool  # in that of the reward model, which is asked for one thing at a time
 
     def resume(self, checkpoint: Path | None) -> None:
         """Stand where the policy does, whose checkpoint this is; None: at the run's beginning. After `models` are."""
@@ -105,6 +106,8 @@ class LevelHeads:
 
 class LocalCritic:
     """A critic that shares the policy's ranks and checkpoints."""
+
+    in_service = False
 
     def __init__(self, model: TrainedModel, head: ValueReading):
         self.model, self.head = model, head

@@ -21,6 +21,7 @@ class OnlineDPO:
     """
 
     uses_critic = False
+    chooses_by_reward = True
     metric_names = ("accuracy", "margin", "entropy", "tokens", "ratio_deviation_max")
 
     def __init__(self, config: OnlineDPOConfig):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.batches import PolicyBatch, Rollout, SampledAnswers
 from nemo_moslim.functional.advantages import (
     generalized_advantages,
     masked_moments,
@@ -25,6 +25,7 @@ class PPO:
     """
 
     uses_critic = True
+    chooses_by_reward = False
     unit = 1
     metric_names = POLICY_METRICS
 
@@ -32,9 +33,9 @@ class PPO:
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
         self.kl_coef = config.kl_coef
 
-    def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    def choose(self, sampled: SampledAnswers, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         """See `Algorithm`."""
-        return all_rows(rollout, usable)
+        return all_rows(sampled, usable)
 
     def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
         """Advantages and returns per token; the KL controller moves on."""

@@ -53,6 +53,7 @@ class RemoteCritic:
     """See `Critic`. Requests and updates live on rank 0; the others learn what it finds."""
 
     models: dict = {}
+    in_service = True
 
     def __init__(self, service: RewardService, config: PolicyTrainingConfig, tokenizer, max_length: int):
         """

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.batches import PolicyBatch, Rollout, SampledAnswers
 from nemo_moslim.data.length_batches import pad_length
 
 
@@ -32,17 +32,17 @@ def deal(lengths: np.ndarray, unit: int, mini_size: int, micro_size: int, seed: 
 
 
 def policy_batch(
-    rollout: Rollout, rows: np.ndarray, counted: np.ndarray, pad_id: int, multiple: int, tagged: bool = True
+    sampled: SampledAnswers, rows: np.ndarray, counted: np.ndarray, pad_id: int, multiple: int, tagged: bool = True
 ) -> PolicyBatch:
     """Answers as one padded micro-batch; what is computed from them comes later.
 
     Args:
-        rows: int64 [B], indices into the rollout.
+        rows: int64 [B], indices into the answers.
         counted: bool [R], False for answers that must not be learnt from.
         tagged: False leaves the preference tags out of the prompts.
     """
-    prompts = [(rollout.prompt_tokens if tagged else rollout.plain_prompt_tokens)[row] for row in rows]
-    answers = [rollout.answers[row] for row in rows]
+    prompts = [(sampled.prompt_tokens if tagged else sampled.plain_prompt_tokens)[row] for row in rows]
+    answers = [sampled.answers[row] for row in rows]
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     tokens = np.full((len(rows), pad_length(longest, multiple)), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), max(map(len, answers))), dtype=bool)
@@ -60,8 +60,7 @@ def policy_batch(
         old_values=empty,
         advantages=empty,
         returns=empty,
-        asked=rollout.asked[rows],
-        probabilities=rollout.probabilities[rows],
+        asked=sampled.asked[rows],
     )
 
 
@@ -73,20 +72,25 @@ def with_field(batches: Sequence[PolicyBatch], **columns: list[Tensor]) -> list[
     ]
 
 
-def answer_mask(batch: PolicyBatch, rollout: Rollout) -> Tensor:
+def with_probabilities(batches: Sequence[PolicyBatch], rollout: Rollout) -> list[PolicyBatch]:
+    """The batches with what the reward model says of their answers."""
+    return with_field(batches, probabilities=[rollout.probabilities[batch.rows] for batch in batches])
+
+
+def answer_mask(batch: PolicyBatch, sampled: SampledAnswers) -> Tensor:
     """Positions of each row's answer, whether it counts or not: bool [B, T]."""
-    lengths = torch.tensor([len(rollout.answers[row]) for row in batch.rows.tolist()])
+    lengths = torch.tensor([len(sampled.answers[row]) for row in batch.rows.tolist()])
     return torch.arange(batch.response_mask.shape[1]) < lengths[:, None]
 
 
-def generator_logprobs(batch: PolicyBatch, rollout: Rollout) -> Tensor:
+def generator_logprobs(batch: PolicyBatch, sampled: SampledAnswers) -> Tensor:
     """Log-probabilities of each row's answer as it was sampled: fp32 [B, T], 0 behind it."""
     columns = torch.zeros(batch.response_mask.shape)
     for place, row in enumerate(batch.rows.tolist()):
-        columns[place, : len(rollout.answers[row])] = torch.from_numpy(rollout.generator_logprobs[row])
+        columns[place, : len(sampled.answers[row])] = torch.from_numpy(sampled.generator_logprobs[row])
     return columns
 
 
-def whole_answers(batches: Sequence[PolicyBatch], rollout: Rollout) -> list[PolicyBatch]:
+def whole_answers(batches: Sequence[PolicyBatch], sampled: SampledAnswers) -> list[PolicyBatch]:
     """The batches with a mask that lets every answer count."""
-    return with_field(batches, response_mask=[answer_mask(batch, rollout) for batch in batches])
+    return with_field(batches, response_mask=[answer_mask(batch, sampled) for batch in batches])

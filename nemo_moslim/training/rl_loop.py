@@ -1,4 +1,4 @@
-"""The loop of all online algorithms: sample, score, log-probabilities, prepare, update, log, save.
+"""The loop of all online algorithms: sample, send for scoring, log-probabilities, scores, prepare, update, log, save.
 
 Policy, reference, critic and reward model share the ranks of one launch. Between phases everything lies on the host;
 which answers there are, and how they are dealt into updates, is the same in every layout.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.batches import PolicyBatch, Rollout, SampledAnswers
 from nemo_moslim.clock import Clock
 from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
@@ -27,7 +27,14 @@ from nemo_moslim.stop_request import StopRequest
 from nemo_moslim.training.algorithm import Algorithm, answer_kl, counted_answers
 from nemo_moslim.training.critic import Critic, update_place
 from nemo_moslim.training.objective import rewards_to_learn
-from nemo_moslim.training.rl_batches import deal, generator_logprobs, policy_batch, whole_answers, with_field
+from nemo_moslim.training.rl_batches import (
+    deal,
+    generator_logprobs,
+    policy_batch,
+    whole_answers,
+    with_field,
+    with_probabilities,
+)
 from nemo_moslim.training.rl_checkpoint import keep_best, load_checkpoint, publish_checkpoint, write_checkpoint
 from nemo_moslim.training.rl_metrics import (
     MISMATCH_SUMS,
@@ -146,28 +153,38 @@ class PolicyTraining:
         config, step = self.config, self.step
         prompts = prompts_of_step(len(self.train), step, config.batch.prompts, config.trainer.seed)
         self.log.phase("sampling and scoring")
-        rollout = self.collector.collect(self.train, prompts, step)
-        learnt = rewards_to_learn(rollout, config.objective, self.schema)
-        usable = rollout.finished if config.cut_answers == "mask" else np.ones(len(rollout), dtype=bool)
-        chosen, counts, left_out = self.algorithm.choose(learnt, usable)
-        updates, critic_updates = self._deal(learnt, chosen, counts)
+        answers = self.collector.sample(self.train, prompts, step)
+        scored = self.collector.send(answers, step)  # a service scores while the passes below run
+
+        def learnt() -> Rollout:
+            return rewards_to_learn(scored(), config.objective, self.schema)
+
+        usable = answers.finished if config.cut_answers == "mask" else np.ones(len(answers), dtype=bool)
+        known = learnt() if self.algorithm.chooses_by_reward else answers
+        chosen, counts, left_out = self.algorithm.choose(known, usable)
+        updates, critic_updates = self._deal(answers, chosen, counts)
         batches = [batch for update in updates for batch in update]
         critic_batches = [batch for update in critic_updates for batch in update]
 
         self.log.phase("log-probabilities")
         sampled = config.old_logprobs == "generator"
         with self.clock.phase("logprobs"):
-            old = [generator_logprobs(batch, rollout) for batch in batches] if sampled else self._logprobs(batches)
+            old = [generator_logprobs(batch, answers) for batch in batches] if sampled else self._logprobs(batches)
         with self.clock.phase("reference"), self.reference:
-            ref = self._logprobs(whole_answers(batches, rollout))
+            ref = self._logprobs(whole_answers(batches, answers))
         batches = with_field(batches, old_logprobs=old, ref_logprobs=ref)
+        self.log.phase("scores and values")
         if self.critic:
+            if self.critic.in_service:
+                scored()
             with self.clock.phase("values"):
                 batches = with_field(batches, old_values=self.critic.values(critic_batches))
 
+        rollout = scored()
+        batches = with_probabilities(batches, rollout)
         kl = answer_kl(rollout, batches)
         check_finite_kl(kl, rollout, step_name(step))
-        batches, prepared = self.algorithm.prepare(learnt, batches)
+        batches, prepared = self.algorithm.prepare(learnt(), batches)
         counted = counted_answers(batches)
         self.log.phase("update")
         rate = self.policy.set_learning_rate(step, config.trainer.max_steps)
@@ -189,11 +206,11 @@ class PolicyTraining:
         }
 
     def _deal(
-        self, rollout: Rollout, chosen: np.ndarray, counted: np.ndarray
+        self, sampled: SampledAnswers, chosen: np.ndarray, counted: np.ndarray
     ) -> tuple[list[list[PolicyBatch]], list[list[PolicyBatch]]]:
         """This rank's micro-batches of each update; the critic's are the same rows, perhaps without tags."""
         config, algorithm = self.config, self.algorithm
-        lengths = np.array([len(rollout.prompt_tokens[r]) + len(rollout.answers[r]) for r in chosen])
+        lengths = np.array([len(sampled.prompt_tokens[r]) + len(sampled.answers[r]) for r in chosen])
         seed = (config.trainer.seed, self.step)
         plan = deal(lengths, algorithm.unit, config.batch.mini_size, config.batch.micro_size, seed)
         rank, ranks = data_parallel_place()
@@ -201,7 +218,7 @@ class PolicyTraining:
 
         def build(tagged: bool) -> list[list[PolicyBatch]]:
             return [
-                [policy_batch(rollout, chosen[m], counted, self.pad_id, multiple, tagged) for m in mini[rank::ranks]]
+                [policy_batch(sampled, chosen[m], counted, self.pad_id, multiple, tagged) for m in mini[rank::ranks]]
                 for mini in plan
             ]
 
@@ -270,11 +287,12 @@ class PolicyTraining:
         return update_metrics(totals, first)
 
     def _critic_batches(self, updates, critic_batches, critic_plan) -> list[list[PolicyBatch]]:
-        """The critic's batches with the values and returns that were computed for the policy's."""
+        """The critic's batches with what was computed for the policy's: values, returns, and what scores say."""
         if not self.critic or self.algorithm.config.critic_reads_preferences:
             return updates
         flat = [batch for update in updates for batch in update]
-        filled = with_field(critic_batches, old_values=[b.old_values for b in flat], returns=[b.returns for b in flat])
+        names = ("old_values", "returns", "probabilities")
+        filled = with_field(critic_batches, **{name: [getattr(batch, name) for batch in flat] for name in names})
         return regrouped(filled, critic_plan)
 
     def _validate(self) -> dict[str, float]:

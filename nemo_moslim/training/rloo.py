@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_moslim.batches import PolicyBatch, Rollout
+from nemo_moslim.batches import PolicyBatch, Rollout, SampledAnswers
 from nemo_moslim.functional.advantages import leave_one_out
 from nemo_moslim.policy_config import RLOOConfig
 from nemo_moslim.training.algorithm import POLICY_METRICS, all_rows, answer_kl, next_kl_coef, policy_loss
@@ -20,6 +20,7 @@ class RLOO:
     """
 
     uses_critic = False
+    chooses_by_reward = False
     unit = 1
     metric_names = POLICY_METRICS
 
@@ -27,9 +28,9 @@ class RLOO:
         self.config, self.samples, self.epochs = config, config.samples, config.epochs
         self.kl_coef = config.kl_coef
 
-    def choose(self, rollout: Rollout, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    def choose(self, sampled: SampledAnswers, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         """See `Algorithm`."""
-        return all_rows(rollout, usable)
+        return all_rows(sampled, usable)
 
     def prepare(self, rollout: Rollout, batches: list[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
         """One advantage per answer, the same on all its tokens; the KL controller moves on.

@@ -25,7 +25,7 @@ def rewards_of_service(url: str, rows: list) -> dict:
     from nemo_moslim.stop_request import StopRequest
 
     scorer = RemoteScorer(RewardService(url, 30.0, StopRequest()), "total")
-    return scores_to_json(scorer.score(*map(list, zip(*rows, strict=True))))
+    return scores_to_json(scorer.start(*map(list, zip(*rows, strict=True)))())
 
 
 def scores_to_json(scores) -> dict:

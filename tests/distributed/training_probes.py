@@ -122,7 +122,7 @@ def plan_policy_fault(moment: str, step: int) -> None:
 
     if moment == "collect":  # a training step's, not a validation's
         wanted = lambda self, data, prompts, number: number != rl_loop.VALIDATION_STEP  # noqa: E731
-        Collector.collect = deadly(Collector.collect, wanted)
+        Collector.sample = deadly(Collector.sample, wanted)
     elif moment == "prepare":
         rl_loop.answer_kl = deadly(rl_loop.answer_kl, lambda *_: True)
     elif moment == "update":

@@ -81,7 +81,7 @@ def server(monkeypatch):
 
 def scored(service, count=3):
     rows = [("p", str(i), {"helpfulness": 1}) for i in range(count)]
-    return RemoteScorer(service, "active").score(*map(list, zip(*rows, strict=True)))
+    return RemoteScorer(service, "active").start(*map(list, zip(*rows, strict=True)))()
 
 
 def problem(status, **headers):
@@ -97,11 +97,27 @@ def test_rows_go_in_requests_within_the_limits_and_come_back_in_order(server, mo
     assert [len(request["items"]) for request in server.seen] == [2, 2, 1]
     assert {(request["token"], request["normalize"]) for request in server.seen} == {("Bearer t", "active")}
     server.seen.clear()
-    p, cut = RemoteRewardModel(service).probabilities(["p" * 60, "p" * 60, "x" * 500], ["0", "1", "2"])
+    p, cut = RemoteRewardModel(service).start(["p" * 60, "p" * 60, "x" * 500], ["0", "1", "2"])()
     torch.testing.assert_close(p, torch.tensor([[0.1, 0.2, 0.7, 1.0, 0.0]] * 3))
     assert cut.tolist() == [False, False, True]
     assert [len(request["items"]) for request in server.seen] == [1, 1, 1]  # two would be over 200 bytes
     assert all(request["size"] <= 200 for request in server.seen[:2])
+
+
+def test_a_request_is_on_its_way_while_its_sender_goes_on(server):
+    service = RewardService(server.url, 5.0, StopRequest())
+    arrived, others_done = threading.Event(), threading.Event()
+
+    def spoil(answer):
+        arrived.set()
+        assert others_done.wait(30)
+        return answer
+
+    server.spoil = spoil
+    started = RemoteScorer(service, "active").start(["p"], ["3"], [{"helpfulness": 1}])
+    assert arrived.wait(30)
+    others_done.set()
+    assert started().rewards.tolist() == [3.0]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +236,7 @@ def test_a_service_need_not_map_what_asks_for_nothing(server):
     """As for objective=weighted_sum."""
     service = RewardService(server.url, 600.0, StopRequest())
     server.spoil = change(0, reward=None, parts=None)
-    assert RemoteRewardModel(service).probabilities(["p"], ["0"])[0].shape == (1, 5)
+    assert RemoteRewardModel(service).start(["p"], ["0"])()[0].shape == (1, 5)
 
 
 def test_another_model_is_not_taken_for_the_first(server):

@@ -12,24 +12,35 @@ def schema(**levels):
 
 
 class Model:
-    """A reward model that answers fixed probabilities."""
+    """A reward model that answers fixed probabilities; `events` are what was asked of all of them, in order."""
+
+    events = []
 
     def __init__(self, rows, cut, **levels):
         self.schema, self.rows, self.cut = schema(**levels), torch.tensor(rows), torch.tensor(cut)
 
-    def probabilities(self, prompts, responses):
+    def start(self, prompts, responses):
         assert prompts == ["p", "p"] and responses == ["a", "b"]
-        return self.rows, self.cut
+        self.events.append("started")
+
+        def found():
+            self.events.append("waited for")
+            return self.rows, self.cut
+
+        return found
 
 
 TWO_HEADS = Model([[0.0, 0.0, 1.0, 0.2, 0.8], [0.5, 0.5, 0.0, 1.0, 0.0]], [False, True], helpfulness=3, harmless=2)
 ONE_HEAD = Model([[1.0, 0.0, 0.0], [0.0, 0.4, 0.6]], [True, True], honesty=3)
 
 
-def test_scores_of_two_models_by_hand():
+def test_scores_of_two_models_by_hand(monkeypatch):
+    monkeypatch.setattr(Model, "events", [])
     scorer = WeightedScorer([TWO_HEADS, ONE_HEAD], {"honesty": 2.0, "helpfulness": 0.5})
     assert scorer.schema.names == ("helpfulness", "harmless", "honesty")
-    scores = scorer.score(["p", "p"], ["a", "b"], [{"helpfulness": 1}, {}])  # what is asked for does not matter
+    started = scorer.start(["p", "p"], ["a", "b"], [{"helpfulness": 1}, {}])  # what is asked for does not matter
+    assert Model.events == ["started"] * 2  # of two services both score
+    scores = started()
     # helpfulness 1, 1/4; harmless 0.8, 0 with weight 0; honesty 0, 0.8
     torch.testing.assert_close(scores.parts, torch.tensor([[0.5, 0.0, 0.0], [0.125, 0.0, 1.6]]))
     torch.testing.assert_close(scores.rewards, torch.tensor([0.5, 1.725]))

@@ -59,7 +59,8 @@ def test_a_batch_holds_prompt_then_answer_and_masks_what_must_not_count(rl_batch
     batch = rl_batches.policy_batch(made, np.array([1, 0]), counted, pad_id=0, multiple=4)
     assert batch.tokens.tolist() == [[9, 3, 6, 7, 8, 0, 0, 0], [9, 1, 2, 4, 5, 0, 0, 0]]
     assert batch.prompt_lengths.tolist() == [2, 3] and batch.rows.tolist() == [1, 0]
-    assert batch.asked.tolist() == [[1], [0]] and batch.probabilities.tolist() == [[2.0, 3.0], [0.0, 1.0]]
+    (scored,) = rl_batches.with_probabilities([batch], made)
+    assert batch.asked.tolist() == [[1], [0]] and scored.probabilities.tolist() == [[2.0, 3.0], [0.0, 1.0]]
     assert batch.response_mask.tolist() == [[False] * 3, [True, True, False]]
     with monkeypatch.context() as without_gpu:
         without_gpu.setattr(torch.Tensor, "cuda", lambda self, **_: self)
@@ -88,10 +89,12 @@ def test_a_critic_that_reads_no_tags_learns_the_returns_of_the_same_answers(rl_b
         flat = [batch for update in updates for batch in update]
         returns = [10.0 * batch.rows[:, None] + batch.response_mask.cumsum(1) for batch in flat]
         filled = rl_loop.with_field(flat, old_values=[-column for column in returns], returns=returns)
+        filled = rl_loop.with_probabilities(filled, made)
         critic = loop._critic_batches(rl_loop.regrouped(filled, updates), [b for update in plan for b in update], plan)
         assert [len(update) for update in critic] == [1, 1]
         for mine, policys in zip([batch for update in critic for batch in update], filled, strict=True):
             assert torch.equal(mine.returns, policys.returns) and torch.equal(mine.old_values, policys.old_values)
+            assert torch.equal(mine.probabilities, made.probabilities[mine.rows])
             assert torch.equal(mine.response_mask, policys.response_mask)
             for place, row in enumerate(mine.rows.tolist()):
                 answer = made.answers[row].tolist()
