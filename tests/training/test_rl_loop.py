@@ -231,9 +231,7 @@ def step_with_service(monkeypatch):
         loop.critic = None
         if loop.algorithm.uses_critic:
             in_service = config.algorithm.critic == "service"
-            loop.critic = SimpleNamespace(
-                in_service=in_service, values=lambda batches: columns("values", batches)
-            )
+            loop.critic = SimpleNamespace(in_service=in_service, values=lambda batches: columns("values", batches))
 
         def update(updates, *_):
             service.did("update")
