@@ -279,20 +279,13 @@ class SDPACoreAttention(MegatronModule):
 def _allowed_keys(
     attention_mask: Tensor | None, sq: int, sk: int, causal: bool, device: torch.device
 ) -> tuple[Tensor | None, bool]:
-    """The mask (True where attention is allowed) and the `is_causal` flag for torch; at most one of them is set.
-
-    All layers of a pass get one mask: it keeps what was made of it, so that the first layer makes it for all.
-    """
+    """The mask (True where attention is allowed) and the `is_causal` flag for torch; at most one of them is set."""
     if attention_mask is None and (sq == sk or not causal):
         return None, causal
     if attention_mask is None:
         return _lower(sq, sk, device), False
-    adds_causal = causal and attention_mask.size(-2) == 1 and sq > 1
-    made = attention_mask.__dict__.setdefault("allowed", {})
-    if (sq, adds_causal) not in made:
-        allowed = attention_mask.logical_not()
-        made[sq, adds_causal] = _lower(sq, sk, device) & allowed if adds_causal else allowed
-    return made[sq, adds_causal], False
+    allowed = attention_mask.logical_not()
+    return _lower(sq, sk, device) & allowed if causal and attention_mask.size(-2) == 1 else allowed, False
 
 
 def _lower(sq: int, sk: int, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ Shapes: S sequence, B batch, N heads, G query groups, D head size, H hidden, F s
 """
 
 import torch
+from megatron.core.inference.contexts.static_context import StaticInferenceContext
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.mlp import MLP
@@ -32,6 +33,20 @@ class GatedMLP(MLP):
         return self.linear_fc2(swiglu(intermediate))
 
 
+class PromptCache(StaticInferenceContext):
+    """megatron-core's KV cache of rows whose prompts differ in length: all answers begin at one place of the cache."""
+
+    gaps: Tensor | None = None  # int64 [B]: how many places between prompt and answer hold nothing; None: none, so far
+
+    def angles(self, angles: Tensor, tokens: int) -> Tensor:
+        """Of the rotary angles [length, 1, 1, D] those of the next tokens of each row, [tokens, 1 or B, 1, D]."""
+        start = self.sequence_len_offset
+        if self.gaps is None:
+            return angles[start : start + tokens]
+        places = torch.arange(start, start + tokens, device=self.gaps.device)
+        return angles[places[:, None] - self.gaps, 0]
+
+
 class EarlyRotation(SelfAttention):
     """megatron-core's self-attention; queries and keys are rotated before the keys go into the cache.
 
@@ -39,7 +54,7 @@ class EarlyRotation(SelfAttention):
     too, also over packed sequences, unless Transformer Engine's fused kernel is on (`apply_rope_fusion`).
     """
 
-    _rotation: tuple[Tensor, Tensor] | None = None  # cos and sin [S, 1, 1, D] of the forward pass that is running
+    _rotation: tuple[Tensor, Tensor] | None = None  # cos and sin [S, 1 or B, 1, D] of the forward pass that is running
 
     def forward(
         self,
@@ -54,8 +69,7 @@ class EarlyRotation(SelfAttention):
         if self._rotates_early(rotary_pos_emb, inference_context):
             angles = rotary_pos_emb
             if inference_context is not None:
-                start = inference_context.sequence_len_offset
-                angles = angles[start : start + hidden_states.shape[0]]
+                angles = inference_context.angles(angles, hidden_states.shape[0])
             elif packed_seq_params is not None:
                 splits = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
                 tokens, cp = splits * hidden_states.shape[0], self.pg_collection.cp
@@ -79,7 +93,7 @@ class EarlyRotation(SelfAttention):
         )
         if inference_context is None:
             return usual and not config.apply_rope_fusion
-        return usual and not self.training and inference_context.is_static_batching()
+        return usual and not self.training and isinstance(inference_context, PromptCache)
 
     def get_query_key_value_tensors(self, hidden_states: Tensor, key_value_states=None, split_qkv: bool = True):
         """Query [S, B, N, D], key and value [S, B, G, D]; the first two rotated where `forward` asked for it."""

@@ -1,8 +1,8 @@
 """A model that is read at few positions: its last layer runs at these alone.
 
-A reward model is read at the token that ends each answer, a policy at the tokens before those of the answer. The last
-layer's attention needs the keys and values of every position; what follows it does not, nor do its queries, so that
-nothing else changes.
+A reward model is read at the token that ends each answer, a policy at the tokens before those of the answer, and in
+generation at each prompt's last one. The last layer's attention needs the keys and values of every position; what
+follows it does not, nor do its queries, so that nothing else changes.
 
 Shapes: S sequence, B batch, H hidden, M positions that are read.
 """
@@ -70,8 +70,15 @@ def reading(model: torch.nn.Module, rows: Tensor, places: Tensor, one_each: bool
     if not early:
         yield False
         return
+    with read_at(layer, rows, places, one_each):
+        yield True
+
+
+@contextlib.contextmanager
+def read_at(layer: ReadableLayer, rows: Tensor, places: Tensor, one_each: bool = False) -> Iterator[None]:
+    """Inside, this layer's hidden states are [M, 1, H], those of these rows and places."""
     layer.read, layer.one_each = (rows, places), one_each
     try:
-        yield True
+        yield
     finally:
         layer.read = None

@@ -132,10 +132,12 @@ def kv_cache_bytes(shape: ModelShape, layout: Layout, rows: int, length: int) ->
     """Keys and values of this rank's layers for `rows` running answers of up to `length` tokens, prompt included.
 
     The cache is repeated for the samples of a prompt, and cut when rows have ended, layer by layer: one layer exists
-    twice then.
+    twice then. With it comes the mask of the places behind shorter prompts: as it is kept, its complement, and what the
+    attention adds to the scores.
     """
     layers = shape.layers // layout.pipeline + 1
-    return 2 * BF16 * layers * (shape.groups / layout.tensor) * shape.head_size * rows * length
+    mask = 1 + 1 + BF16
+    return (2 * BF16 * layers * (shape.groups / layout.tensor) * shape.head_size + mask) * rows * length
 
 
 def sampling_bytes(shape: ModelShape, rows: int) -> float:

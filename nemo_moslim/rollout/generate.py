@@ -1,6 +1,6 @@
 """Answers of a language model: batched sampling with megatron-core's KV cache, over tensor and pipeline parallel ranks.
 
-A batch holds prompts of similar lengths, padded on the left. Each prompt is read once, its cache is then repeated for
+A batch holds prompts of similar lengths, padded on the right. Each prompt is read once, its cache is then repeated for
 the answers sampled from it, and rows whose answer has ended leave the batch, so that the cost follows real lengths.
 
 Shapes: B rows of the running batch, V vocabulary entries.
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.inference.contexts.static_context import StaticInferenceContext
 from megatron.core.inference.model_inference_wrappers.gpt.gpt_inference_wrapper import GPTInferenceWrapper
 from megatron.core.inference.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
 from torch import Tensor
@@ -23,6 +22,8 @@ from torch import Tensor
 from nemo_moslim.batches import position_ids
 from nemo_moslim.config import GenerationConfig
 from nemo_moslim.models.layer_spec import SDPACoreAttention
+from nemo_moslim.models.local_layers import PromptCache
+from nemo_moslim.models.read_positions import core_model, read_at
 from nemo_moslim.rollout.sampling import sample_tokens, uniform_draws
 
 COMPACT_BELOW = 0.75  # finished rows are dropped from the cache once no more than this share of it is still running
@@ -88,12 +89,10 @@ class MegatronGenerator:
         rows = [int(i) * samples + sample for i in indices for sample in range(samples)]
         longest = max(map(len, prompts))
         limit = -_expert_ranks_maximum(-min(self.config.max_new_tokens, self.max_length - longest))
-        tokens, padding = _left_padded(prompts, longest)
         runner = _Runner(self.module, len(prompts), longest + limit)
-        logits = runner.step(tokens, padding)
+        logits = runner.read(*_right_padded(prompts, longest))
         runner.select(torch.arange(len(prompts)).repeat_interleave(samples))
         logits = None if logits is None else logits.repeat_interleave(samples, 0)
-        padding = padding.repeat_interleave(samples, 0)
         draws = uniform_draws([seeds[row] for row in rows], limit)
         sampled = torch.zeros(len(rows), limit, dtype=torch.int64)
         logprobs = torch.zeros(len(rows), limit)
@@ -119,8 +118,8 @@ class MegatronGenerator:
             if running.sum() <= COMPACT_BELOW * len(cached) and running.any():
                 keep = running.nonzero()[:, 0]
                 runner.select(keep)
-                cached, running, padding, new = cached[keep], running[keep], padding[keep], new[keep]
-            logits = runner.step(new[:, None], padding)
+                cached, running, new = cached[keep], running[keep], new[keep]
+            logits = runner.step(new)
         for line, row in enumerate(rows):
             length = int(lengths[line])
             result.tokens[row] = sampled[line, :length].numpy().astype(np.int32)
@@ -156,7 +155,9 @@ class _Runner:
             inference_max_seq_length=length,
             fp32_residual_connection=config.fp32_residual_connection,
         )
-        self.context = StaticInferenceContext(batch, length)
+        self.context = PromptCache(batch, length)
+        self.context.materialize_only_last_token_logits = False  # `read` has one state of each prompt left
+        self._last_layer = core_model(module).decoder.layers[-1] if core_model(module).post_process else None
         wrapper = GPTInferenceWrapper(module, settings, self.context)
         wrapper.prep_model_for_inference()
         # not `run_one_forward_step`: it makes inference tensors, and megatron-core would keep some for training
@@ -166,18 +167,29 @@ class _Runner:
             else wrapper.forward_pass_without_pipeline_parallel
         )
 
-    def step(self, tokens: Tensor, padding: Tensor) -> Tensor | None:
-        """Append tokens [B, s] to the cache; logits [B, V] after the last one, on the last pipeline stage.
+    def read(self, tokens: Tensor, lengths: Tensor) -> Tensor | None:
+        """Fill the cache with prompts; logits [B, V] after the last token of each, on the last pipeline stage.
 
-        `padding` int64 [B]: tokens of padding on the left, which nothing may attend to.
+        Attention is plainly causal: what lies behind a prompt's end cannot reach it.
+
+        Args:
+            tokens: int64 [B, S], padded on the right, S the longest prompt's length.
+            lengths: int64 [B], of the prompts.
         """
-        end = self.context.sequence_len_offset + tokens.shape[1]
-        mask = None
-        if padding.any():
-            mask = (torch.arange(end) < padding[:, None])[:, None, None].cuda()  # [B, 1, 1, end], True: forbidden
-        tokens = tokens.cuda()
-        logits = self._forward({"tokens": tokens, "position_ids": position_ids(tokens), "attention_mask": mask})
-        return None if logits is None else logits[:, -1]
+        reads = contextlib.nullcontext()
+        if self._last_layer is not None:
+            reads = read_at(self._last_layer, torch.arange(len(lengths)).cuda(), (lengths - 1).cuda())
+        with reads:
+            logits = self._run(tokens, None)
+        self._prompt_end = tokens.shape[1]
+        self._keep_gaps(self._prompt_end - lengths)
+        return None if logits is None else logits[0]
+
+    def step(self, tokens: Tensor) -> Tensor | None:
+        """Append a token to each row, int64 [B]; logits [B, V] after it, on the last pipeline stage."""
+        end = self.context.sequence_len_offset + 1
+        logits = self._run(tokens[:, None], None if self._forbidden is None else self._forbidden[..., :end])
+        return None if logits is None else logits[:, 0]
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) these rows of the cache."""
@@ -185,6 +197,20 @@ class _Runner:
         for layer, pair in memory.items():
             memory[layer] = tuple(self._selected(cache, rows.to(cache.device)) for cache in pair)
         self.context.max_batch_size = len(rows)
+        self._keep_gaps(self._gaps[rows])
+
+    def _run(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+        tokens = tokens.cuda()
+        return self._forward({"tokens": tokens, "position_ids": position_ids(tokens), "attention_mask": mask})
+
+    def _keep_gaps(self, gaps: Tensor) -> None:
+        """`gaps` int64 [B]: places behind each prompt, up to the longest prompt's end, which nothing may attend to."""
+        self._gaps, self._forbidden, self.context.gaps = gaps, None, None
+        if gaps.any():
+            places = torch.arange(self.context.max_sequence_length)
+            forbidden = (places >= self._prompt_end - gaps[:, None]) & (places < self._prompt_end)
+            self._forbidden = forbidden[:, None, None].cuda()  # [B, 1, 1, length], True: forbidden
+            self.context.gaps = gaps.cuda()
 
     def _selected(self, cache: Tensor, rows: Tensor) -> Tensor:
         """These rows of a cache [S, B, G, D] in the layout of `EarlyRotation`; only what has been written is copied."""
@@ -194,12 +220,12 @@ class _Runner:
         return chosen.permute(2, 0, 1, 3)
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], longest: int) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [B, longest] and the number of padding tokens before each, int64 [B]."""
+def _right_padded(prompts: Sequence[Sequence[int]], longest: int) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [B, longest] and the prompts' lengths, int64 [B]."""
     tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
-        tokens[row, longest - len(prompt) :] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
-    return tokens, torch.tensor([longest - len(prompt) for prompt in prompts])
+        tokens[row, : len(prompt)] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
+    return tokens, torch.tensor([len(prompt) for prompt in prompts])
 
 
 @contextlib.contextmanager

@@ -5,8 +5,11 @@ import tempfile
 
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 VOCAB, HIDDEN, HEADS, GROUPS, FFN, LAYERS, LENGTH = 48, 32, 4, 2, 40, 2, 12
+LONG = 1000  # tokens: a bool for each pair of them takes more than any state of two rows
 
 
 def main() -> None:
@@ -23,9 +26,9 @@ def main() -> None:
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(1)
     torch.manual_seed(2)
-    report = {**compare_with_transformers(), **generate(), **read_early()}
+    report = {**compare_with_transformers(), **generate(), **largest_tensors(), **read_early()}
     for name, fields in KINDS.items():
-        report |= interchange(name, fields)
+        report |= {**interchange(name, fields), **answer_unequal(name, fields)}
     print(json.dumps(report), flush=True)
 
 
@@ -67,11 +70,19 @@ def make_config(**fields):
     )
 
 
+def config_of(fields: dict):
+    """Of one of `KINDS`."""
+    config = make_config(**{field: value for field, value in fields.items() if field != "gate"})
+    config.moe_shared_expert_gate = fields.get("gate", False)
+    return config
+
+
 def make_model(config, spec=None):
     from megatron.core.models.gpt.gpt_model import GPTModel
 
     from nemo_moslim.models.layer_spec import decoder_layer_spec
 
+    config.vocab_size = VOCAB  # NeMo's configs have it, the generator asks for it
     return GPTModel(
         config,
         spec or decoder_layer_spec(config),
@@ -162,13 +173,13 @@ def copy_qwen2(theirs, ours) -> None:
 @torch.no_grad()
 def generate() -> dict[str, float]:
     """A KV cache filled in steps of 5 (prefill), 1, 1, 3 and 2 tokens against one forward over all twelve."""
-    from megatron.core.inference.contexts.static_context import StaticInferenceContext
+    from nemo_moslim.models.local_layers import PromptCache
 
     model = make_model(make_config())
     randomize(model)
     tokens, positions = prompts()
     full = model(tokens, positions, None)
-    context = StaticInferenceContext(3, LENGTH)
+    context = PromptCache(3, LENGTH)
     context.materialize_only_last_token_logits = False
     parts, start = [], 0
     for step in (5, 1, 1, 3, 2):
@@ -179,6 +190,61 @@ def generate() -> dict[str, float]:
         context.sequence_len_offset += step
         start += step
     return {"cache": (torch.cat(parts, dim=1) - full).abs().max().item(), "cache_scale": full.abs().max().item()}
+
+
+@torch.no_grad()
+def answer_unequal(name: str, fields: dict) -> dict[str, float]:
+    """Prompts of 4, 9 and 6 tokens read at once, rows repeated and chosen, against every row in a pass of its own.
+
+    Every row goes on with the tokens that follow its prompt, so that a second answer is the same.
+    """
+    from nemo_moslim.rollout.generate import _right_padded, _Runner
+
+    model = make_model(config_of(fields))
+    randomize(model)
+    tokens, positions = prompts()
+    lengths = torch.tensor([4, 9, 6])
+    padded, counted = _right_padded([row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)], 9)
+    assert counted.tolist() == lengths.tolist()
+    runner, rows = _Runner(model, 3, LENGTH), torch.arange(3)
+    found, expected = [runner.read(padded, lengths)], []
+    for place, chosen in enumerate(([2, 0, 0, 1], [0, 2, 3])):
+        runner.select(torch.tensor(chosen))
+        rows = rows[chosen]
+        found.append(runner.step(tokens[rows, lengths[rows] + place]))
+    for place, chosen in enumerate(([0, 1, 2], [2, 0, 0, 1], [2, 0, 1])):
+        for row in chosen:
+            end = int(lengths[row]) + place
+            expected.append(model(tokens[row : row + 1, :end], positions[:1, :end], None)[0, -1])
+    expected = torch.stack(expected)
+    difference = (torch.cat(found) - expected).abs().max().item()
+    return {f"{name}_unequal": difference, f"{name}_unequal_scale": expected.abs().max().item()}
+
+
+class LargestTensor(TorchDispatchMode):
+    """Inside the block: bytes of the largest storage that an operation gave."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        sizes = [x.untyped_storage().nbytes() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.size = max([self.size, *sizes])
+        return result
+
+
+def largest_tensors() -> dict[str, float]:
+    """In a step of training over two long rows, and where two long prompts, one of them shorter, are read."""
+    from nemo_moslim.rollout.generate import _Runner
+
+    model = make_model(make_config())
+    tokens = torch.randint(0, VOCAB, (2, LONG))
+    with LargestTensor() as training:
+        model.train()(tokens, torch.arange(LONG).expand(2, -1), None).mean().backward()
+    runner = _Runner(model, 2, LONG + 1)
+    with torch.no_grad(), LargestTensor() as reading:
+        runner.read(tokens, torch.tensor([LONG - 300, LONG]))
+    return {"largest_in_training": training.size, "largest_in_prompts": reading.size}
 
 
 READS = {  # rows, places, whether no row is there twice
@@ -237,8 +303,7 @@ def interchange(name: str, fields: dict) -> dict[str, float]:
     written by each and read by the other."""
     from megatron.core import dist_checkpointing
 
-    config = make_config(**{field: value for field, value in fields.items() if field != "gate"})
-    config.moe_shared_expert_gate = fields.get("gate", False)
+    config = config_of(fields)
     local, fused = make_model(config), make_model(config, transformer_engine_like_spec(config))
     entries = [
         {(e.key, type(e).__name__, e.global_shape) for e in flat(model.sharded_state_dict())}

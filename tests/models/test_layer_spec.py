@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_spec_worker import KINDS, READS
+from layer_spec_worker import KINDS, LONG, READS
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from training_client import ROOT
 
-from nemo_moslim.models.layer_spec import RMSNorm, SDPACoreAttention, _allowed_keys, decoder_layer_spec
+from nemo_moslim.models.layer_spec import RMSNorm, SDPACoreAttention, decoder_layer_spec
 
 
 def attention(heads: int, groups: int, size: int, mask_type=AttnMaskType.causal, **fields) -> SDPACoreAttention:
@@ -44,16 +44,6 @@ def naive(query, key, value, forbidden, scale):
                 weights = weights / weights.sum()
                 rows.append(sum(w * value[k, b, h // repeat] for w, k in zip(weights, keys, strict=True)))
     return torch.stack(rows).reshape(sq, batch, heads * size)
-
-
-def test_layers_of_a_pass_share_what_is_made_of_a_mask():
-    padding = torch.tensor([[True, False, False], [False, False, False]])[:, None, None]  # [B, 1, 1, Sk]
-    first, _ = _allowed_keys(padding, 3, 3, True, padding.device)
-    assert _allowed_keys(padding, 3, 3, True, padding.device)[0] is first
-    lower = [[True, False, False], [True, True, False], [True, True, True]]
-    assert first[1, 0].tolist() == lower and first[0, 0, :, 0].tolist() == [False] * 3
-    assert _allowed_keys(padding, 3, 3, False, padding.device)[0].shape == (2, 1, 1, 3)  # no causal rule: another one
-    assert _allowed_keys(padding.clone(), 3, 3, True, padding.device)[0] is not first
 
 
 def causal(batch: int, sq: int, sk: int) -> torch.Tensor:
@@ -190,6 +180,19 @@ def test_model_has_the_gradients_of_transformers_qwen2(models):
 
 def test_kv_cache_in_steps_of_one_and_several_equals_one_forward(models):
     assert models["cache"] < 1e-5 * models["cache_scale"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_of_unequal_lengths_are_answered_as_each_alone(models, kind):
+    """Read at once, repeated for two answers, one of them dropped: logits of prompts and of two tokens after them."""
+    assert models[f"{kind}_unequal_scale"] > 1.0
+    assert models[f"{kind}_unequal"] < 1e-5 * models[f"{kind}_unequal_scale"]
+
+
+@pytest.mark.parametrize("phase", ["training", "prompts"])
+def test_no_tensor_has_a_query_and_a_key_dimension(models, phase):
+    """A mask of bools would be the smallest one; hidden states of all tokens have to be there."""
+    assert 4 * 2 * LONG * 32 < models[f"largest_in_{phase}"] < LONG**2
 
 
 @pytest.mark.parametrize("name", READS)

@@ -62,8 +62,8 @@ def test_a_stages_activations_by_recomputation(recompute, kept, at_once):
 
 
 def test_kv_cache_by_hand():
-    # keys and values, 2 layers of the stage and one twice, 1 group of 2 on the rank
-    assert memory.kv_cache_bytes(DENSE, SPLIT, rows=5, length=7) == 2 * 2 * 3 * 1 * 2 * 5 * 7
+    # keys and values, 2 layers of the stage and one twice, 1 group of 2 on the rank; two bools and a number as a mask
+    assert memory.kv_cache_bytes(DENSE, SPLIT, rows=5, length=7) == (2 * 2 * 3 * 1 * 2 + 4) * 5 * 7
 
 
 def test_forward_workspace_by_hand():

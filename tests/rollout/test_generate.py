@@ -12,11 +12,12 @@ EOS, STOP, WORD = 2, 5, 7
 
 @pytest.fixture
 def generate(monkeypatch):
-    """generate(ends, answers): answers of scripted tokens, and the rows that each step after the prompt's decoded."""
+    """generate(ends, answers): answers of scripted tokens; rows of the pass over the prompts and of each step."""
     from nemo_moslim.rollout import generate as module
 
-    def made(ends, answers, logprob=-1.0):
-        decoded = []
+    def made(ends, answers, logprob=-1.0, samples=1):
+        """`answers` of the prompts, all samples of a prompt alike."""
+        rows = []
 
         class Runner:
             """Its logits are the next token of each row's script."""
@@ -24,9 +25,13 @@ def generate(monkeypatch):
             def __init__(self, module, batch, length):
                 self.rows, self.place = torch.arange(batch), -1
 
-            def step(self, tokens, padding):
-                decoded.append(len(tokens))
-                assert len(tokens) == len(padding) == len(self.rows)
+            def read(self, tokens, lengths):
+                assert lengths.tolist() == [2] * len(tokens) and tokens.shape[1] == 2
+                return self.step(tokens)
+
+            def step(self, tokens):
+                rows.append(len(tokens))
+                assert len(tokens) == len(self.rows)
                 self.place += 1
                 script = [answers[row][min(self.place, len(answers[row]) - 1)] for row in self.rows]
                 return torch.tensor(script)[:, None]
@@ -42,20 +47,27 @@ def generate(monkeypatch):
         monkeypatch.setattr(module.MegatronGenerator, "_draw", draw)
         stand_in = torch.nn.Linear(1, 1)
         stand_in.config = SimpleNamespace(sequence_parallel=False)
-        settings = GenerationConfig(9, 1.0, 1.0, 0, [], 8)
+        settings = GenerationConfig(9, 1.0, 1.0, 0, [], 8)  # eight rows at a time
         generator = module.MegatronGenerator(stand_in, settings, ends, vocab_size=10, max_length=20)
-        seeds = [(row,) for row in range(len(answers))]
-        return generator.generate([[1, 1]] * len(answers), seeds), decoded[1:]
+        seeds = [(row,) for row in range(len(answers) * samples)]
+        return generator.generate([[1, 1]] * len(answers), seeds, samples), rows
 
     return made
 
 
 def test_rows_whose_answer_has_ended_leave_the_batch(generate):
     answers = [[WORD] * (length - 1) + [EOS] for length in (1, 2, 3, 9)]
-    made, decoded = generate([EOS], answers)
+    made, (_, *decoded) = generate([EOS], answers)
     assert [tokens.tolist() for tokens in made.tokens] == answers and made.finished.all()
     # dropped once no more than three quarters of the rows still run; all four to the end would be 32
     assert decoded == [3, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_prompt_is_read_once_for_all_its_answers(generate):
+    answers = [[WORD, EOS], [WORD] * 3 + [EOS]]
+    made, rows = generate([EOS], answers, samples=3)
+    assert [tokens.tolist() for tokens in made.tokens] == [answers[0]] * 3 + [answers[1]] * 3
+    assert rows == [2, 6, 3, 3]  # two prompts, then six answers until three have ended
 
 
 def test_a_stop_token_ends_an_answer_as_eos_does(generate):

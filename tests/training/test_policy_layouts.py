@@ -107,7 +107,7 @@ def test_one_rank(algorithm, one_rank):
 
 
 def test_generation_equals_a_full_forward_for_every_token(trainings, sft_run, encoder):
-    """Left padding, the repeated cache and rows that leave the batch change nothing."""
+    """Padding, the repeated cache and rows that leave the batch change nothing."""
     texts = ["red apple", "name some nice fruits and tell me about them", "a", "blue blue pear", "good bad happy"]
     prompts = encoder.encode_prompts([text + more for text in texts for more in ("", " is", " are the fruits")])
     job = trainings.run(
