@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from nemo_moslim.checks import one_of, positive, require
+from nemo_moslim.checks import divisors, one_of, positive, require, use
 from nemo_moslim.model_config import ModelConfig
 
 ConfigT = TypeVar("ConfigT")
@@ -109,15 +109,17 @@ class BatchConfig:
         positive("batch.", self, "global_size", "micro_size", "bucket_batches")
         one_of("batch.long_rows", self.long_rows, LONG_ROWS)
         if self.packing and self.fixed_length:
-            raise ValueError("batch.fixed_length=true pads rows that batch.packing=true packs: set one to false")
-        if self.group_size is not None:
-            fits = self.group_size > 0 and not self.group_size % self.micro_size
-            require(
-                fits and not self.global_size % self.group_size,
-                "batch.group_size",
-                self.group_size,
-                f"a multiple of batch.micro_size={self.micro_size} that divides batch.global_size={self.global_size}",
+            raise ValueError(
+                "batch.fixed_length=true pads rows that batch.packing=true packs: use batch.packing=false, or "
+                "batch.fixed_length=false"
             )
+        if self.group_size is not None:
+            sizes = [size for size in divisors(self.global_size) if size % self.micro_size == 0]
+            expected = (
+                f"a multiple of batch.micro_size={self.micro_size} that divides batch.global_size={self.global_size}"
+            )
+            remedy = use("batch.group_size", self.group_size, sizes, "null")
+            require(self.group_size in sizes, "batch.group_size", self.group_size, f"{expected}: {remedy}")
 
 
 @dataclass

@@ -1,11 +1,11 @@
 """Typed configuration of policy training; see config.py."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import OmegaConf
 
-from nemo_moslim.checks import one_of, positive, require
+from nemo_moslim.checks import divisors, one_of, positive, require, use
 from nemo_moslim.config import LONG_PROMPTS, GenerationConfig, OptimizerConfig, ParallelConfig, parse
 
 SERVICES = ("http://", "https://")
@@ -25,6 +25,8 @@ def _null_or_positive(name: str, value: float | None) -> None:
 @dataclass
 class PPOConfig:
     """conf/algorithm/ppo.yaml."""
+
+    unit: ClassVar[int] = 1  # answers of a prompt that share a micro-batch
 
     name: str
     samples: int
@@ -55,6 +57,8 @@ class PPOConfig:
 @dataclass
 class RLOOConfig:
     """conf/algorithm/rloo.yaml."""
+
+    unit: ClassVar[int] = 1
 
     name: str
     samples: int
@@ -176,6 +180,11 @@ class PolicyTrainerConfig:
         positive("trainer.", self, *names)
 
 
+def trained_answers(prompts: int, algorithm: PPOConfig | RLOOConfig | OnlineDPOConfig) -> int:
+    """Answers that a step of so many prompts trains on: all, or a unit of Online DPO per prompt."""
+    return prompts * (algorithm.unit if isinstance(algorithm, OnlineDPOConfig) else algorithm.samples)
+
+
 def is_service(reward: str) -> bool:
     """Whether `reward` names a service (examples/serve_reward.py) and not a folder."""
     return reward.startswith(SERVICES)
@@ -270,32 +279,20 @@ class PolicyTrainingConfig:
         require(is_service(first) == of_service, "reward", first, where)
 
     def _check_batches(self):
-        batch, samples = self.batch, self.algorithm.samples
-        answers = batch.prompts * samples
+        batch, unit = self.batch, self.algorithm.unit
         if self.algorithm.kl_target is not None:
+            answers = batch.prompts * self.algorithm.samples
             least, horizon = answers // KL_ANSWERS_PER_HORIZON + 1, self.algorithm.kl_horizon
             expected = f"{least} or more: a step has {answers} answers, and the KL's weight has to keep its sign"
             require(horizon >= least, "algorithm.kl_horizon", horizon, expected)
-        if self.algorithm.name == "online_dpo":
-            unit = self.algorithm.unit
-            answers = batch.prompts * unit
-            require(
-                batch.micro_size % unit == 0,
-                "batch.micro_size",
-                batch.micro_size,
-                f"a multiple of {unit}, the answers of a prompt that are learnt from together",
-            )
+        answers = trained_answers(batch.prompts, self.algorithm)
         batch.mini_size = batch.mini_size or answers
-        require(
-            answers % batch.mini_size == 0,
-            "batch.mini_size",
-            batch.mini_size,
-            f"a divisor of {answers}, the answers that a step trains on",
-        )
-        require(
-            batch.mini_size % batch.micro_size == 0,
-            "batch.micro_size",
-            batch.micro_size,
-            f"a divisor of batch.mini_size={batch.mini_size}",
-        )
+        whole = f", in whole units of {unit}, the answers of a prompt that are learnt from together" if unit > 1 else ""
+        self._check_divisor("mini_size", answers, f"{answers}, the answers that a step trains on{whole}")
+        self._check_divisor("micro_size", batch.mini_size, f"batch.mini_size={batch.mini_size}{whole}")
         require(self.generation.temperature > 0, "generation.temperature", 0, "above 0: training needs samples")
+
+    def _check_divisor(self, name: str, whole: int, of_what: str) -> None:
+        size, fitting = getattr(self.batch, name), [d for d in divisors(whole) if d % self.algorithm.unit == 0]
+        expected = f"a divisor of {of_what}: {use(f'batch.{name}', size, fitting)}"
+        require(size in fitting, f"batch.{name}", size, expected)

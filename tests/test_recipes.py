@@ -13,7 +13,8 @@ from nemo_moslim.comparison.study import Study
 from nemo_moslim.comparison_config import CompareConfig
 from nemo_moslim.config import RewardModelTrainingConfig, SFTConfig, parse
 from nemo_moslim.evaluation_config import EvaluateConfig, GenerateConfig
-from nemo_moslim.parallel.layout_checks import check_batch, check_policy_batch
+from nemo_moslim.parallel import start_checks
+from nemo_moslim.parallel.layout_checks import check_batch
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.stages import flat
 
@@ -26,8 +27,7 @@ def check_policy_settings(settings):
 
 
 def check_policy(composed):
-    config = parse(composed, PolicyTrainingConfig)
-    check_policy_batch(config.batch.prompts, config.batch.mini_size, config.batch.micro_size, RANKS)
+    start_checks.check_policy(parse(composed, PolicyTrainingConfig), RANKS)
 
 
 def check_supervised_settings(command, checked, settings):

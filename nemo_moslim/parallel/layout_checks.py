@@ -4,34 +4,16 @@ A refusal names the key and its value, why that cannot be, and the nearest value
 megatron-core's names, as in `models.backbone.ARCHITECTURE_FIELDS`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import gcd, lcm
 
+from nemo_moslim.checks import divisors, multiples_around, use
 from nemo_moslim.config import ParallelConfig
 
 Architecture = Mapping[str, int | None]
 
 FP8_MULTIPLE = 16  # of every dimension of a matrix product in FP8; transformer_engine/pytorch/utils.py
 FP8_BLOCK = 128  # values that share a scale with fp8_recipe=blockwise; float8_blockwise_tensor.py beside that file
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
-
-
-def multiples_around(value: int, step: int) -> list[int]:
-    """The multiples of `step` next to `value`, the lower one only where it is above 0."""
-    below = value // step * step
-    return [multiple for multiple in (below, below + step) if multiple > 0]
-
-
-def use(key: str, value: int, valid: Iterable[int]) -> str:
-    """The remedy: the nearest valid values below and above."""
-    valid = list(valid)
-    below, above = [v for v in valid if v < value], [v for v in valid if v > value]
-    choices = ([max(below)] if below else []) + ([min(above)] if above else [])
-    return f"use {key}=" + " or ".join(map(str, choices))
 
 
 def check_model(parallel: ParallelConfig, architecture: Architecture) -> None:
@@ -77,10 +59,9 @@ def _check_pipeline(parallel: ParallelConfig, layers: int) -> None:
         )
     possible = [number for number in divisors(layers // stages) if number > 1]
     if chunks not in possible:
-        remedy = use("parallel.virtual_pipeline", chunks, possible) + " or null" if possible else "use null"
         raise ValueError(
             f"parallel.virtual_pipeline={chunks} does not divide the {layers // stages} layers of a pipeline stage: "
-            f"{remedy}"
+            + use("parallel.virtual_pipeline", chunks, possible, "null")
         )
 
 
@@ -110,9 +91,21 @@ def data_parallel_size(parallel: ParallelConfig, ranks: int) -> int:
         starts = " or ".join(map(str, multiples_around(ranks, model_ranks)))
         raise ValueError(
             f"parallel: tensor={parallel.tensor} x pipeline={parallel.pipeline} x context={parallel.context} needs a "
-            f"multiple of {model_ranks} ranks, got {ranks}: start {starts} ranks, or lower one of them"
+            f"multiple of {model_ranks} ranks, got {ranks}: "
+            + ", or ".join([f"start {starts} ranks", *_lower_for(parallel, ranks, model_ranks)])
         )
     return ranks // model_ranks
+
+
+def _lower_for(parallel: ParallelConfig, ranks: int, model_ranks: int) -> list[str]:
+    """For each kind of parallelism that need only be lowered: the remedy, a divisor, which divides the model too."""
+    remedies = []
+    for key in ("tensor", "pipeline", "context"):
+        size = getattr(parallel, key)
+        fitting = [lower for lower in divisors(size)[:-1] if ranks % (model_ranks // size * lower) == 0]
+        if fitting:
+            remedies.append(use(f"parallel.{key}", size, fitting))
+    return remedies
 
 
 def check_ranks(parallel: ParallelConfig, ranks: int) -> int:
@@ -125,7 +118,8 @@ def check_ranks(parallel: ParallelConfig, ranks: int) -> int:
     replicas = data_parallel_size(parallel, ranks)
     hosts = replicas * parallel.context
     if hosts % parallel.expert:
-        remedy = use("parallel.expert", parallel.expert, divisors(hosts))
+        fitting = divisors(gcd(hosts, parallel.expert))  # these divide the experts too
+        remedy = use("parallel.expert", parallel.expert, fitting)
         raise ValueError(
             f"parallel.expert={parallel.expert} does not divide the {hosts} ranks that tensor={parallel.tensor} x "
             f"pipeline={parallel.pipeline} leave of {ranks}: {remedy}"
@@ -147,8 +141,8 @@ def check_batch(parallel: ParallelConfig, global_size: int, micro_size: int, rep
     why = f"batch.micro_size={micro_size} x {replicas} data-parallel ranks"
     if global_size % step == 0:
         why += f" x parallel.pipeline={parallel.pipeline} (virtual pipeline)"
-    sizes = " or ".join(map(str, multiples_around(global_size, needed)))
-    raise ValueError(f"batch.global_size={global_size} is no multiple of {why}: use batch.global_size={sizes}")
+    remedy = use("batch.global_size", global_size, multiples_around(global_size, needed))
+    raise ValueError(f"batch.global_size={global_size} is no multiple of {why}: {remedy}")
 
 
 def row_multiple(parallel: ParallelConfig, precision: str, fp8_recipe: str) -> int:
@@ -171,31 +165,32 @@ def sequence_multiple(parallel: ParallelConfig) -> int:
     return 2 * parallel.context if parallel.context > 1 else 1
 
 
-def check_fixed_length(parallel: ParallelConfig, fixed_length: bool, max_length: int, multiple: int) -> None:
+def check_fixed_length(
+    parallel: ParallelConfig, fixed_length: bool, packing: bool, max_length: int, multiple: int
+) -> None:
     """Refuse what needs micro-batches of one shape where they vary, and one shape that the layout cannot split.
 
     Raises:
         ValueError: see above.
     """
+    fix = f"{'batch.packing=false and ' if packing else ''}batch.fixed_length=true"
     for key, value, off, why in (
         ("virtual_pipeline", parallel.virtual_pipeline, None, "megatron-core's interleaved schedule takes one length"),
         ("tensor_overlap", parallel.tensor_overlap, False, "Transformer Engine's buffers have one size"),
         ("moe_dispatcher", parallel.moe_dispatcher, "alltoall", "megatron-core's dispatcher takes one length"),
     ):
         if value != off and not fixed_length:
-            raise ValueError(
-                f"parallel.{key}={_yaml(value)}: {why}: use batch.fixed_length=true, or parallel.{key}={_yaml(off)}"
-            )
+            raise ValueError(f"parallel.{key}={_yaml(value)}: {why}: use {fix}, or parallel.{key}={_yaml(off)}")
     if fixed_length and max_length % multiple:
-        lengths = " or ".join(map(str, multiples_around(max_length, multiple)))
         raise ValueError(
             f"model.max_length={max_length} is no multiple of {multiple}, which batch.fixed_length=true needs in this "
-            f"layout and precision: use model.max_length={lengths}"
+            f"layout and precision: {use('model.max_length', max_length, multiples_around(max_length, multiple))}"
         )
     if parallel.tensor_overlap and not parallel.sequence:
+        possible = "parallel.sequence=true, or " if parallel.tensor > 1 else ""
         raise ValueError(
-            "parallel.tensor_overlap=true hides the communication of sequence parallelism: use parallel.sequence=true "
-            "with parallel.tensor > 1, or parallel.tensor_overlap=false"
+            "parallel.tensor_overlap=true hides the communication of sequence parallelism: "
+            f"use {possible}parallel.tensor_overlap=false"
         )
 
 
@@ -226,21 +221,24 @@ def _yaml(value: int | str | bool | None) -> str:
     return "null" if value is None else str(value).lower()
 
 
-def check_policy_batch(prompts: int, mini_size: int, micro_size: int, replicas: int) -> None:
+def check_policy_batch(prompts: int, answers: int, mini_size: int, micro_size: int, replicas: int, unit: int) -> None:
     """Refuse policy batches that the data-parallel ranks cannot share evenly.
+
+    Args:
+        answers: that a step trains on.
+        unit: answers of a prompt that share a micro-batch.
 
     Raises:
         ValueError: prompts, or micro-batches of an update, are no multiple of the ranks.
     """
     if prompts % replicas:
-        sizes = " or ".join(map(str, multiples_around(prompts, replicas)))
-        raise ValueError(
-            f"batch.prompts={prompts} is no multiple of the {replicas} data-parallel ranks: use batch.prompts={sizes}"
-        )
+        remedy = use("batch.prompts", prompts, multiples_around(prompts, replicas))
+        raise ValueError(f"batch.prompts={prompts} is no multiple of the {replicas} data-parallel ranks: {remedy}")
     micro_batches = mini_size // micro_size
     if micro_batches % replicas:
-        fitting = [size for size in divisors(mini_size) if mini_size // size % replicas == 0]
-        remedy = use("batch.micro_size", micro_size, fitting) if fitting else f"use fewer than {replicas} of them"
+        fitting = [size for size in divisors(mini_size) if size % unit == 0 and mini_size // size % replicas == 0]
+        updates = [size for size in divisors(answers) if size % (unit * replicas) == 0]
+        remedy = use("batch.micro_size", micro_size, fitting) if fitting else use("batch.mini_size", mini_size, updates)
         raise ValueError(
             f"batch.micro_size={micro_size} cuts batch.mini_size={mini_size} into {micro_batches} micro-batches, no "
             f"multiple of the {replicas} data-parallel ranks: {remedy}"

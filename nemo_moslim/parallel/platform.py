@@ -5,15 +5,9 @@ All but `this_platform` are pure functions.
 
 from dataclasses import dataclass
 
+from nemo_moslim.checks import divisors, use
 from nemo_moslim.config import ParallelConfig
-from nemo_moslim.parallel.layout_checks import (
-    FP8_BLOCK,
-    FP8_MULTIPLE,
-    Architecture,
-    divisors,
-    tensor_sizes,
-    use,
-)
+from nemo_moslim.parallel.layout_checks import FP8_BLOCK, FP8_MULTIPLE, Architecture, tensor_sizes
 
 FP8_FROM = (8, 9)  # Ada; transformer_engine/pytorch/quantization.py, check_fp8_support
 BLOCKWISE_FROM = (9, 0)  # Hopper; the same file, check_fp8_block_scaling_support
@@ -109,8 +103,7 @@ def check_precision(
     if recipe == "blockwise" and parallel.sequence and hidden % FP8_BLOCK:
         raise ValueError(
             f"fp8_recipe=blockwise gathers whole blocks of {FP8_BLOCK} values over the tensor-parallel ranks, and "
-            f"hidden_size={hidden} is no multiple of it: use parallel.sequence=false, or fp8_recipe=tensorwise or "
-            "delayed"
+            f"hidden_size={hidden} is no multiple of it: use fp8_recipe=tensorwise or delayed"
         )
 
 

@@ -12,7 +12,7 @@ from nemo_moslim.parallel.layout_checks import (
     row_multiple,
 )
 from nemo_moslim.parallel.platform import Platform, check_attention, check_platform, check_precision
-from nemo_moslim.policy_config import PolicyTrainingConfig
+from nemo_moslim.policy_config import PolicyTrainingConfig, trained_answers
 
 
 def check_supervised(config: SupervisedConfig, architecture: Architecture, ranks: int, platform: Platform) -> None:
@@ -29,7 +29,7 @@ def check_supervised(config: SupervisedConfig, architecture: Architecture, ranks
     replicas = check_ranks(parallel, ranks)
     check_batch(parallel, batch.global_size, batch.micro_size, replicas)
     multiple = row_multiple(parallel, config.precision, config.fp8_recipe)
-    check_fixed_length(parallel, batch.fixed_length, config.model.max_length, multiple)
+    check_fixed_length(parallel, batch.fixed_length, batch.packing, config.model.max_length, multiple)
 
 
 def check_policy(config: PolicyTrainingConfig, ranks: int) -> None:
@@ -40,4 +40,5 @@ def check_policy(config: PolicyTrainingConfig, ranks: int) -> None:
     """
     check_outside_trainer(config.parallel, "policy training")
     replicas = check_ranks(config.parallel, ranks)
-    check_policy_batch(config.batch.prompts, config.batch.mini_size, config.batch.micro_size, replicas)
+    batch, answers = config.batch, trained_answers(config.batch.prompts, config.algorithm)
+    check_policy_batch(batch.prompts, answers, batch.mini_size, batch.micro_size, replicas, config.algorithm.unit)

@@ -48,9 +48,9 @@ def check_trainable(config: PlanConfig, layout: Layout) -> None:
     for model in models:  # beside a mixture of experts a dense model takes no part in expert parallelism
         beside = mixture and not model["num_moe_experts"]
         check_model(replace(parallel, expert=1) if beside else parallel, model)
-    if config.task == "online_dpo" and micro_size % (unit := config.online_dpo.unit):
+    if micro_size % (unit := config.algorithm.unit):
         raise ValueError(f"batch.micro_size={micro_size}: Online DPO needs a multiple of {unit} answers of a prompt")
-    check_policy_batch(config.batch.prompts, config.mini_size, micro_size, replicas)
+    check_policy_batch(config.batch.prompts, config.trained_answers, config.mini_size, micro_size, replicas, unit)
 
 
 def architecture(model: ModelConfig) -> Architecture:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from nemo_moslim.checks import one_of, positive, require
 from nemo_moslim.config import DimensionConfig
 from nemo_moslim.model_config import ModelConfig
-from nemo_moslim.policy_config import OnlineDPOConfig, PPOConfig, RLOOConfig
+from nemo_moslim.policy_config import OnlineDPOConfig, PPOConfig, RLOOConfig, trained_answers
 
 TASKS = ("rm", "ppo", "rloo", "online_dpo")
 RECOMPUTE = ("none", "selective", "full")
@@ -156,7 +156,7 @@ class PlanConfig:
     @property
     def trained_answers(self) -> int:
         """Answers that a step trains on, over all ranks: all, or a unit of Online DPO per prompt."""
-        return self.batch.prompts * self.online_dpo.unit if self.task == "online_dpo" else self.answers
+        return trained_answers(self.batch.prompts, self.algorithm)
 
     @property
     def mini_size(self) -> int:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nemo_moslim.checks import use
 from nemo_moslim.config import ParallelConfig
 from nemo_moslim.parallel.layout_checks import (
     check_batch,
@@ -13,7 +14,6 @@ from nemo_moslim.parallel.layout_checks import (
     data_parallel_size,
     row_multiple,
     sequence_multiple,
-    use,
 )
 
 
@@ -69,7 +69,8 @@ def test_layouts_that_divide_the_model_pass(parallel, architecture):
          "parallel.virtual_pipeline=4 does not divide the 14 layers of a pipeline stage: "
          "use parallel.virtual_pipeline=2 or 7 or null"),
         (layout(pipeline=28, virtual_pipeline=2), {},
-         "parallel.virtual_pipeline=2 does not divide the 1 layers of a pipeline stage: use null"),
+         "parallel.virtual_pipeline=2 does not divide the 1 layers of a pipeline stage: "
+         "use parallel.virtual_pipeline=null"),
         (layout(expert=2), {}, "parallel.expert=2: the model has no experts: use parallel.expert=1"),
     ],
 )  # fmt: skip
@@ -108,11 +109,17 @@ def test_data_parallel_ranks_are_what_is_left(parallel, ranks, replicas):
     ("parallel", "ranks", "message"),
     [
         (layout(tensor=2, pipeline=2), 6, "parallel: tensor=2 x pipeline=2 x context=1 needs a multiple of 4 ranks, "
-         "got 6: start 4 or 8 ranks, or lower one of them"),
+         "got 6: start 4 or 8 ranks, or use parallel.tensor=1, or use parallel.pipeline=1"),
+        (layout(tensor=4, pipeline=7), 8, "parallel: tensor=4 x pipeline=7 x context=1 needs a multiple of 28 ranks, "
+         "got 8: start 28 ranks, or use parallel.pipeline=1"),
+        (layout(tensor=3, pipeline=3), 8, "parallel: tensor=3 x pipeline=3 x context=1 needs a multiple of 9 ranks, "
+         "got 8: start 9 ranks"),
         (layout(tensor=8), 4, "parallel: tensor=8 x pipeline=1 x context=1 needs a multiple of 8 ranks, got 4: "
-         "start 8 ranks, or lower one of them"),
+         "start 8 ranks, or use parallel.tensor=4"),
         (layout(tensor=4, expert=16, sequence=True), 32, "parallel.expert=16 does not divide the 8 ranks that "
          "tensor=4 x pipeline=1 leave of 32: use parallel.expert=8"),
+        (layout(expert=8), 12, "parallel.expert=8 does not divide the 12 ranks that tensor=1 x pipeline=1 leave of 12: "
+         "use parallel.expert=4"),  # not 6 or 12, which do not divide a model's 64 or 8 experts
     ],
 )  # fmt: skip
 def test_ranks_that_do_not_fit_are_refused(parallel, ranks, message):
@@ -178,17 +185,28 @@ def test_context_ranks_get_two_pieces_of_every_packed_sequence():
         (layout(), True, 500, "model.max_length=500 is no multiple of 16, which batch.fixed_length=true needs in this "
          "layout and precision: use model.max_length=496 or 512"),
         (layout(tensor=2, tensor_overlap=True), True, 512, "parallel.tensor_overlap=true hides the communication of "
-         "sequence parallelism: use parallel.sequence=true with parallel.tensor > 1, or parallel.tensor_overlap=false"),
+         "sequence parallelism: use parallel.sequence=true, or parallel.tensor_overlap=false"),
+        (layout(tensor_overlap=True), True, 512, "parallel.tensor_overlap=true hides the communication of "
+         "sequence parallelism: use parallel.tensor_overlap=false"),
     ],
 )  # fmt: skip
 def test_varying_lengths_where_one_is_needed_are_refused(parallel, fixed, length, message):
-    assert refused(check_fixed_length, parallel, fixed, length, 16) == message
+    assert refused(check_fixed_length, parallel, fixed, False, length, 16) == message
+
+
+def test_packs_vary_in_length_too():
+    message = refused(check_fixed_length, layout(pipeline=2, virtual_pipeline=2), False, True, 512, 16)
+    assert message == (
+        "parallel.virtual_pipeline=2: megatron-core's interleaved schedule takes one length: "
+        "use batch.packing=false and batch.fixed_length=true, or parallel.virtual_pipeline=null"
+    )
 
 
 def test_one_length_allows_overlap_and_allgather():
     both = layout(tensor=2, sequence=True, tensor_overlap=True, moe_dispatcher="allgather")
-    check_fixed_length(both, True, 512, 16)
-    check_fixed_length(layout(), False, 500, 16)
+    check_fixed_length(both, True, False, 512, 16)
+    for packing in (False, True):
+        check_fixed_length(layout(), False, packing, 500, 16)
 
 
 @pytest.mark.parametrize(
@@ -213,18 +231,27 @@ def test_what_only_nemos_trainer_runs_is_refused_elsewhere(changes, words):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((30, 64, 8, 4), "batch.prompts=30 is no multiple of the 4 data-parallel ranks: use batch.prompts=28 or 32"),
-        ((32, 64, 32, 4), "batch.micro_size=32 cuts batch.mini_size=64 into 2 micro-batches, no multiple of the 4 "
-         "data-parallel ranks: use batch.micro_size=16"),
-        ((32, 3, 1, 2), "batch.micro_size=1 cuts batch.mini_size=3 into 3 micro-batches, no multiple of the 2 "
-         "data-parallel ranks: use fewer than 2 of them"),
+        ((30, 120, 60, 8, 4, 1), "batch.prompts=30 is no multiple of the 4 data-parallel ranks: "
+         "use batch.prompts=28 or 32"),
+        ((32, 128, 64, 32, 4, 1), "batch.micro_size=32 cuts batch.mini_size=64 into 2 micro-batches, no multiple of "
+         "the 4 data-parallel ranks: use batch.micro_size=16"),
+        ((6, 12, 3, 1, 2, 1), "batch.micro_size=1 cuts batch.mini_size=3 into 3 micro-batches, no multiple of the 2 "
+         "data-parallel ranks: use batch.mini_size=2 or 4"),
+        ((4, 8, 8, 4, 4, 2), "batch.micro_size=4 cuts batch.mini_size=8 into 2 micro-batches, no multiple of the 4 "
+         "data-parallel ranks: use batch.micro_size=2"),  # 1 would part a pair
+        ((4, 8, 4, 4, 4, 2), "batch.micro_size=4 cuts batch.mini_size=4 into 1 micro-batches, no multiple of the 4 "
+         "data-parallel ranks: use batch.mini_size=8"),
     ],
 )  # fmt: skip
 def test_policy_batches_that_ranks_cannot_share_are_refused(sizes, message):
     assert refused(check_policy_batch, *sizes) == message
-    check_policy_batch(32, 64, 16, 4)
+    check_policy_batch(32, 128, 64, 16, 4, 1)
 
 
 @pytest.mark.parametrize(("value", "valid", "words"), [(3, [1, 2, 4], "2 or 4"), (9, [1, 2, 4], "4"), (1, [2, 4], "2")])
 def test_the_remedy_is_the_nearest_valid_value_on_either_side(value, valid, words):
     assert use("key", value, valid) == f"use key={words}"
+
+
+def test_the_remedy_may_have_other_values():
+    assert use("key", 3, [2, 4], "null") == "use key=2 or 4 or null" and use("key", 3, [], "null") == "use key=null"
