@@ -139,3 +139,22 @@ def plans_with_and_without_pruning(arguments: list[str]) -> list[dict]:
     Search._is_hopeless = lambda self, layout: False  # this process ends with the job
     found.append(as_json(search(config), config))
     return found
+
+
+def peak_gigabytes(cases: list[list[str]]) -> list[float]:
+    """Per GPU, of the one plan of each search; a case: arguments of examples/plan.py that leave no choice.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    from nemo_moslim.planning.report import nothing_fits
+    from nemo_moslim.planning.search import search
+
+    peaks = []
+    for config in map(settings, cases):
+        found = search(config)
+        if not found.plans:
+            raise ValueError(nothing_fits(found, config))
+        (plan,) = found.plans
+        peaks.append(plan.peak / 1e9)
+    return peaks

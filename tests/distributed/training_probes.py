@@ -19,6 +19,7 @@ from model_probes import (  # noqa: F401
 )
 from planning_probes import (  # noqa: F401
     allocated_state,
+    peak_gigabytes,
     planned_state,
     plans_with_and_without_pruning,
     published_counts,
