@@ -158,3 +158,37 @@ def peak_gigabytes(cases: list[list[str]]) -> list[float]:
         (plan,) = found.plans
         peaks.append(plan.peak / 1e9)
     return peaks
+
+
+def saved_by_a_layer(arguments: list[str], rows: int, length: int) -> dict[str, float]:
+    """Bytes per token that a decoder layer without Transformer Engine, in bf16, saves for its backward pass, each
+    storage once, parameters left out; and what the planner's formula says."""
+    import torch
+
+    from nemo_moslim.models.read_positions import core_model
+    from nemo_moslim.parallel import cpu
+    from nemo_moslim.parallel.layout import initialize
+    from nemo_moslim.planning.memory import layer_activations
+    from nemo_moslim.planning.shape import Layout, model_shape
+
+    cpu.enable()
+    config, layout = settings([*SIZES, *arguments]), Layout(1, 1, 1, 1, rows, "none")
+    initialize(layout.parallel(), seed=1)
+    core = core_model(real_model("policy", config, layout)).train()
+    hidden = torch.randn(length, rows, config.model.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in core.parameters()}
+    storages = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        core.decoder.layers[0](hidden, None, rotary_pos_emb=core.rotary_pos_emb(length))
+    tokens = rows * length
+    return {
+        "saved": sum(storage.nbytes() for storage in storages.values()) / tokens,
+        "formula": layer_activations(model_shape(config.model, 300), layout, tokens) / tokens,
+    }

@@ -23,6 +23,7 @@ from planning_probes import (  # noqa: F401
     planned_state,
     plans_with_and_without_pruning,
     published_counts,
+    saved_by_a_layer,
 )
 from service_probes import rewards_in_process, rewards_of_service  # noqa: F401
 
