@@ -322,6 +322,26 @@ def _patch_all_to_all_splits() -> None:
     torch.distributed.all_to_all_single = all_to_all_single
 
 
+@_patch("unequal_parts")
+def _patch_unequal_parts() -> None:
+    """With tensor and expert parallelism together, megatron-core gathers an expert's tokens (and the gradients of its
+    answers) from tensor-parallel ranks that have different numbers of them; gloo gathers parts of one size only."""
+    original = torch.distributed.all_gather
+
+    @functools.wraps(original)
+    def all_gather(
+        tensor_list: list[torch.Tensor], tensor: torch.Tensor, group: Any = None, async_op: bool = False
+    ) -> Any:
+        if async_op or len({part.shape for part in tensor_list}) == 1:
+            return original(tensor_list, tensor, group=group, async_op=async_op)
+        tensor_list[torch.distributed.get_rank(group)].copy_(tensor)
+        for source, part in enumerate(tensor_list):
+            torch.distributed.broadcast(part, group=group, group_src=source)
+        return None
+
+    torch.distributed.all_gather = all_gather
+
+
 @_patch("router_gemm")
 def _patch_router_gemm() -> None:
     """megatron-core 0.15's MoE router compares `te_general_gemm` with None, but leaves the name undefined where

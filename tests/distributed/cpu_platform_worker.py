@@ -4,7 +4,8 @@
                         with `resume=1`: is a run through a distributed checkpoint bitwise the run straight through?
     missing             what fails where one patch is left out: each in a forked process of its own, one rank;
                         and the losses that other layouts must equal
-    timers              does a rank that alone asks for megatron-core's timers wait for ever? (after LAYOUT...)
+    timers              what two ranks do with parts of unequal sizes, with and without the patch for them;
+                        does a rank that alone asks for megatron-core's timers wait for ever? (after LAYOUT...)
 
 A LAYOUT is written like `tensor=2,sequence=1`; the fields are those of `Layout`.
 """
@@ -54,6 +55,7 @@ def main() -> None:
         if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
             print(json.dumps({"layout": text, **report}), flush=True)
     if mode == "timers":
+        report_unequal_parts()
         report_timers()
     torch.distributed.destroy_process_group()
 
@@ -83,7 +85,7 @@ def report_missing() -> None:
     import nemo_moslim.models.layer_spec  # noqa: F401
     from nemo_moslim.parallel import cpu
 
-    for name in ("", *cpu.patch_names()):
+    for name in ("", *(name for name in cpu.patch_names() if name != "unequal_parts")):  # which takes two ranks
         child = os.fork()
         if child:
             os.waitpid(child, 0)
@@ -123,6 +125,31 @@ def exercise(without: list[str]) -> None:
     sizes = torch.tensor([3])
     received = torch.empty(3)
     torch.distributed.all_to_all_single(received, torch.arange(3.0), sizes, sizes)
+
+
+def report_unequal_parts() -> None:
+    """Of the two ranks, the first holds the rows 1, 2 and 3, the second the row 4; then the first none."""
+    from megatron.core.tensor_parallel.mappings import (
+        gather_from_sequence_parallel_region,
+        reduce_scatter_to_sequence_parallel_region,
+    )
+
+    rank, group = torch.distributed.get_rank(), torch.distributed.group.WORLD
+    for sizes in ([3, 1], [0, 4]):
+        rows = torch.arange(1.0, 5.0)[:, None]
+        own = rows.split(sizes)[rank].clone().requires_grad_()
+        gathered = gather_from_sequence_parallel_region(own, group=group, output_split_sizes=sizes)
+        (gathered * rows * 10**rank).sum().backward()
+        every = (rows * 10**rank).requires_grad_()
+        reduced = reduce_scatter_to_sequence_parallel_region(every, group=group, input_split_sizes=sizes)
+        (reduced * 10**rank).sum().backward()
+        found = [values.flatten().tolist() for values in (gathered, own.grad, reduced, every.grad)]
+        print(json.dumps({"unequal": sizes, "rank": rank, "found": found}), flush=True)
+    try:
+        torch.distributed.all_gather.__wrapped__([torch.empty(3), torch.empty(1)], torch.empty((3, 1)[rank]))
+    except RuntimeError as error:
+        if not rank:
+            print(json.dumps({"without": "unequal_parts", "result": str(error)}), flush=True)
 
 
 def report_timers() -> None:

@@ -23,6 +23,7 @@ FAILURES = {
     "memory_statistics": "peak memory 0",
     "rng_state": "_cuda_getDevice",
     "all_to_all_splits": "all_to_all_single(): incompatible function arguments",
+    "unequal_parts": "ProcessGroupGloo::allgather: invalid tensor size",
     "router_gemm": "name 'te_general_gemm' is not defined",
     "multi_tensor_kernels": "a CUDA kernel of Transformer Engine",
     "adam": "AssertionError",
@@ -56,8 +57,8 @@ def test_all_patches_together_train_and_resume(single):
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_without_the_patch_it_fails(single, name):
-    (result,) = [r["result"] for r in single if r.get("without") == name]
+def test_without_the_patch_it_fails(single, double, name):
+    (result,) = [r["result"] for r in (*single, *double) if r.get("without") == name]
     assert FAILURES[name] in result
 
 
@@ -69,6 +70,14 @@ def test_layout_trains_like_one_rank(single, double, layout):
     assert got["norms"][0] == pytest.approx(expected["norms"][0], rel=1e-5)
     assert got["norms"] == pytest.approx(expected["norms"], rel=1e-4)  # rounding differs by CPU and grows
     assert len(set(got["losses"])) == 3
+
+
+def test_parts_of_unequal_sizes_are_gathered_and_reduced(double):
+    """Gathered, the gradient of what was gathered (each rank weighs the rows), reduced, the gradient of that."""
+    first, second = ([r["found"] for r in double if r.get("rank") == rank] for rank in (0, 1))
+    whole, sums = [1, 2, 3, 4], [11, 22, 33, 44]
+    assert first == [[whole, sums[:3], sums[:3], [1, 1, 1, 10]], [whole, [], [], [10] * 4]]
+    assert second == [[whole, sums[3:], sums[3:], [1, 1, 1, 10]], [whole, sums, sums, [10] * 4]]
 
 
 @pytest.mark.parametrize("layout", RESUMED)
