@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
-LAYOUTS = {  # of two ranks: tensor, pipeline, expert, sequence
+LAYOUTS = {  # of two ranks, then of four: tensor, pipeline, expert, sequence
     "DP=2": (1, 1, 1, False),
     "TP=2": (2, 1, 1, False),
     "TP=2 with sequence parallelism": (2, 1, 1, True),
     "PP=2": (1, 2, 1, False),
     "EP=2": (1, 1, 2, False),
-    "TP=2 x EP=2": (2, 1, 2, True),  # of four ranks; no forward pass: gloo cannot gather parts of unequal sizes
+    "TP=2 x EP=2": (2, 1, 2, True),
+    "TP=2 x PP=2": (2, 2, 1, True),
+    "PP=2 x EP=2": (1, 2, 2, False),
 }
 
 
@@ -45,10 +47,9 @@ def open_in_layout(output: Path, name: str, role: str, source: str, layout: str)
     initialize(parallel, seed=1)
     place = source if "/" in source else str(output / source / "run")
     model, tokenizer = (open_policy if role == "policy" else open_reward_model)(place, parallel, "fp32")
-    if layout != "TP=2 x EP=2":
-        write_logits(model, output / f"{name}.pt")
-        if role == "policy":
-            write_answers(model, tokenizer, output / f"{name}.json")
+    write_logits(model, output / f"{name}.pt")
+    if role == "policy":
+        write_answers(model, tokenizer, output / f"{name}.json")
     save_run(model, tokenizer, output / name / "run")
     leave_process_group()
     if is_rank_zero():
