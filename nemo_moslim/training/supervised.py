@@ -208,8 +208,10 @@ class SupervisedSetup:
             run_dir.mkdir(parents=True, exist_ok=True)
             write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
         if model_config.num_moe_experts:
-            # megatron-core sums the router's loss over tokens, and the step divides by what the loss counts
-            model_config.moe_aux_loss_coeff *= train.counted / int(train.lengths.sum())
+            # megatron-core sums the router's loss over tokens, and the step divides by what the loss counts; where
+            # tensor and context parallelism split the positions, it multiplies each rank's part by that rank's alone
+            splits = config.parallel.tensor * config.parallel.context
+            model_config.moe_aux_loss_coeff *= splits * train.counted / int(train.lengths.sum())
         model = model_class(
             model_config,
             optim=optimizer_module(config.optimizer, config.trainer.max_steps, config.precision),

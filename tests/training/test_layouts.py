@@ -117,6 +117,12 @@ def test_expert_parallelism_trains_like_data_parallelism(mixture_run, trainings,
         arguments = [*reward_arguments, f"model.init={mixture_run}", f"parallel.expert={experts}"]
         trainings.train("train_rm", *arguments, run_dir, ranks=2)
     assert_same_training(metrics(tmp_path / "2"), metrics(tmp_path / "1"))
+    split = ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2", "trainer.max_steps=2"]
+    arguments = [*reward_arguments, f"model.init={mixture_run}", *split, f"run_dir={tmp_path}/split"]
+    trainings.train("train_rm", *arguments, ranks=4)
+    mine, theirs = metrics(tmp_path / "split"), metrics(tmp_path / "1")
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in mine] == pytest.approx([row[key] for row in theirs[:2]], rel=1e-5)
 
 
 def test_both_dispatchers_bring_tokens_to_the_same_experts(mixture_run, trainings, reward_arguments, tmp_path):
