@@ -129,6 +129,8 @@ def save_run(model, tokenizer: Path, run: Path) -> None:
 def peak_memory(source: str, output: str) -> dict[str, int]:
     """Bytes that this process holds at most beyond what it held before, while it reads a Hugging Face folder into a
     model that is there already, and while it exports the model's checkpoint."""
+    import ctypes
+
     from nemo_moslim.config import ParallelConfig
     from nemo_moslim.huggingface.export import export_hf
     from nemo_moslim.huggingface.sources import open_source
@@ -138,6 +140,7 @@ def peak_memory(source: str, output: str) -> dict[str, int]:
     from nemo_moslim.rollout.score import unwrapped
     from nemo_moslim.training.checkpoint import write_in_this_process
 
+    ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: freed tensors are not kept, as in large models
     cpu.enable()
     write_in_this_process()
     parallel = ParallelConfig(1, 1, None, 1, 1, False, False, "alltoall")

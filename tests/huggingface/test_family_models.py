@@ -161,7 +161,8 @@ WIDE = dict(hidden_size=512, num_attention_heads=8)
     ],
 )
 def test_memory_of_import_and_export_is_that_of_files(family, own, trainings: Trainings, tokenizer_dir, tmp_path):
-    """A model of a dozen files: beside the model itself fewer than two of them are ever in memory."""
+    """A model of a dozen files: beside the model itself fewer than two of them are ever in memory, and in an export the
+    tensor that comes next, of up to half a file."""
     folder = stock_folder(FAMILIES[family], "policy", own, tokenizer_dir, tmp_path / "stock", "16MB")
     files = [file.stat().st_size for file in folder.glob("model-*.safetensors")]
     found = trainings.run("peak_memory", source=str(folder), output=str(tmp_path)).results()[0]
