@@ -165,7 +165,7 @@ def test_context_parallelism_trains_like_one_rank(
     one_rank, sft_run, trainings, reward_arguments, sft_dir, tiny_model, tmp_path
 ):
     tokenizer = f"tokenizer={sft_run}"  # a run's, which has that of tokenizer_dir
-    language_model = [tokenizer, f"data={sft_dir}", *tiny_model, "model.tie_embeddings=true"]
+    language_model = [tokenizer, f"data={sft_dir}", *tiny_model, "model.tie_embeddings=true", "trainer.max_steps=20"]
     runs = [
         [entry, [*arguments, "parallel.context=2", f"run_dir={tmp_path}/{entry}"]]
         for entry, arguments in (("train_rm", reward_arguments), ("train_sft", language_model))
