@@ -27,8 +27,11 @@ def plot_judge(report: Mapping[str, Any], path: str | Path) -> Path:
     left.set_title(f"n = {report['n']:,}" + ("" if value is None else f", Spearman {value:.3f}"), fontsize=10)
     means = report["model_means"]
     right.plot([m["given"] for m in means.values()], [m["judge"] for m in means.values()], "o", color=BLUE)
-    for name, mean in means.items():
-        right.annotate(name, (mean["given"], mean["judge"]), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    for number, mean in enumerate(means.values(), 1):
+        place = (mean["given"], mean["judge"])
+        right.annotate(str(number), place, fontsize=7, xytext=(4, 3), textcoords="offset points")
+    listed = "\n".join(f"{number}  {name}" for number, name in enumerate(means, 1))
+    right.text(1.03, 1.0, listed, transform=right.transAxes, va="top", fontsize=7)
     order = report["spearman_of_model_means"]
     right.set_title("models" + ("" if order is None else f", Spearman {order:.3f}"), fontsize=10)
     right.set_xlabel("mean of the given scores")
