@@ -16,15 +16,15 @@ def main() -> None:
     from nemo_moslim.rollout.collect import Collector
 
     moment, *arguments = sys.argv[1:]
-    collect = Collector.collect
+    sample = Collector.sample
 
     def failing(self, data, prompts, step):
         if step == 1 and os.environ["RANK"] == "1":
             Path(moment).write_text(str(time.time()))
             raise FloatingPointError("rank 1 fails on purpose")
-        return collect(self, data, prompts, step)
+        return sample(self, data, prompts, step)
 
-    Collector.collect = failing
+    Collector.sample = failing
     sys.argv = ["train_policy.py", *arguments]
     runpy.run_path(str(EXAMPLES / "train_policy.py"), run_name="__main__")
 
