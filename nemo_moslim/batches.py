@@ -82,6 +82,13 @@ class TokenBatch(Batch):
     labels: Tensor  # int64 [B, S]: the next token at each position
     loss_mask: Tensor  # fp32 [B, S]: 1 where the label counts (the answers, or all text), 0 on prompts and padding
     packing: Packing | None = None
+    counted_rows: Tensor | None = None  # int64 [M]: of each position that counts, row by row
+    counted_places: Tensor | None = None  # int64 [M]: its place in the row
+
+    def to_device(self):
+        """The same batch on the accelerator, with `counted_rows` and `counted_places`, looked up on the host."""
+        rows, places = self.loss_mask.nonzero(as_tuple=True)
+        return Batch.to_device(replace(self, counted_rows=rows, counted_places=places))
 
     def context_share(self, rank: int, ranks: int) -> "TokenBatch":
         """What a context-parallel rank runs."""

@@ -43,7 +43,7 @@ def test_what_goes_to_a_gpu_is_pinned_first(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: calls.append("pin") or tensor)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, non_blocking: calls.append(non_blocking) or tensor)
     TokenBatch(*torch.ones(3, 2, 4), Packing(torch.tensor([0, 4]), 4)).to_device()
-    assert calls == ["pin", True] * 4
+    assert calls == ["pin", True] * 6
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -1,6 +1,6 @@
 """The language model: SFT trains it, and it is the policy that reinforcement learning starts from.
 
-Shapes: B rows, S sequence positions, T answer positions, H hidden size.
+Shapes: B rows, S sequence positions, T answer positions, M positions that count, H hidden size.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,18 @@ from nemo_moslim.parallel.vocab_parallel import vocab_parallel_logprobs
 
 
 def language_model_step(model: torch.nn.Module, batch: TokenBatch) -> Tensor:
-    """NeMo's forward step: cross-entropy per token, fp32 [B, S], on the last pipeline stage."""
-    packed = packed_sequences(batch.packing)
-    return model(batch.tokens, position_ids(batch.tokens), attention_mask=None, labels=batch.labels, **packed)
+    """NeMo's forward step: cross-entropy of the counted tokens, fp32 [M], on the last pipeline stage.
+
+    M is the number of positions whose next token counts; no others have logits, where the model can be read early.
+    """
+    rows, places = batch.counted_rows, batch.counted_places
+    with reading(model, rows, places) as early:
+        labels = batch.labels[rows, places][None] if early else batch.labels
+        packed = packed_sequences(batch.packing)
+        output = model(batch.tokens, position_ids(batch.tokens), attention_mask=None, labels=labels, **packed)
+    if not core_model(model).post_process:
+        return output
+    return output[0] if early else output[rows, places]
 
 
 @for_every_family
@@ -46,9 +55,8 @@ class PolicyModel(SummedLossModel):
     sums_size = 2
 
     def loss_terms(self, batch: TokenBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-entropy of the counted tokens; `output` fp32 [B, S] is the loss per token."""
-        loss_sum = (output.float() * batch.loss_mask).sum()
-        count = batch.loss_mask.sum()
+        """Cross-entropy of the counted tokens; `output` fp32 [M] is the loss of each."""
+        loss_sum, count = output.float().sum(), batch.loss_mask.sum()
         return loss_sum, count, torch.stack([loss_sum, count])
 
     def metrics(self, sums: Tensor) -> dict[str, float]:

@@ -517,12 +517,12 @@ def packed_against_padded(reward_run: str, ratings: str, sft_run: str, texts: st
     text = SFTDataset.build(read(texts, 19), encoder, "answers", 64, "raise", 8, "train")
 
     def read_text(batch):
-        losses = language_model_step(language_model, batch) * batch.loss_mask
-        if batch.packing is None:
-            return losses.detach().sum(1), losses.sum()
-        sequences = batch.packing.cu_seqlens.diff().tolist()
-        sums = torch.stack([part.sum() for part in losses.detach()[0].split(sequences)])
-        return sums[: len(text)], losses.sum()
+        batch = batch.to_device()
+        losses = language_model_step(language_model, batch)
+        sequence = batch.counted_rows
+        if batch.packing is not None:
+            sequence = torch.bucketize(batch.counted_places, batch.packing.cu_seqlens[1:], right=True)
+        return torch.zeros(len(text)).index_add(0, sequence, losses.detach()), losses.sum()
 
     return report | compare("text", language_model, text, read_text)
 
@@ -540,7 +540,7 @@ def train_with_scores(runs: list[list], context: bool = False) -> list[list]:
 
     def recorded(self, batch, output):
         if self._training and self._model[0].trainer.global_step == 0:
-            counted = batch.label_mask.any(1) if isinstance(batch, RewardBatch) else batch.loss_mask > 0
+            counted = batch.label_mask.any(1) if isinstance(batch, RewardBatch) else slice(None)
             scores[-1].extend(output.detach()[counted].tolist())
         return original(self, batch, output)
 
