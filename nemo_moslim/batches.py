@@ -37,6 +37,17 @@ class Packing(Batch):
     longest: int  # tokens of the longest sequence
 
 
+@dataclass(frozen=True)
+class SharedPrompts(Packing):
+    """A packed row whose sequences are a prompt and all its answers: they follow the prompt and do not see each other.
+
+    `longest` is that of a prompt with one answer.
+    """
+
+    positions: Tensor  # int64 [S]: of each token in prompt and answer, as if the answer were the only one
+    pieces: Tensor  # int64 [S]: 0 in a prompt (and in the padding), the answer's number from 1 on in an answer
+
+
 def _on_device(value):
     if isinstance(value, Tensor):
         if value.is_cpu and torch.cuda.is_available():
@@ -97,6 +108,16 @@ class TokenBatch(Batch):
 
 
 @dataclass(frozen=True)
+class SharedPromptTokens(Batch):
+    """B rows of prompt and answer in one row of S tokens, each prompt once."""
+
+    tokens: Tensor  # int64 [1, S]
+    packing: SharedPrompts
+    before: Tensor  # int64 [B, T]: the place in `tokens` that predicts each token of an answer; any behind its end
+    ends: Tensor  # int64 [B]: the place of each answer's last token
+
+
+@dataclass(frozen=True)
 class AnswerBatch(Batch):
     """Rows of prompt and answer with a `response_mask`, whose True positions are looked up before it leaves the host:
     on the device that would wait for everything before it."""
@@ -119,6 +140,7 @@ class PairBatch(AnswerBatch):
     valid: Tensor  # bool [P]: False for a pair that fills up a batch and counts nowhere
     answer_rows: Tensor | None = None  # int64 [M]: of each True of `response_mask`, row by row; see `AnswerBatch`
     answer_places: Tensor | None = None  # int64 [M]: its position in the answer
+    together: SharedPromptTokens | None = None  # the same rows with each prompt once, where they can be read so
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,7 @@ class PolicyBatch(AnswerBatch):
     probabilities: Tensor | None = None  # fp32 [B, C]: see `Rollout`; what that critic learns, once there are scores
     answer_rows: Tensor | None = None  # int64 [M]: of each True of `response_mask`, row by row; see `AnswerBatch`
     answer_places: Tensor | None = None  # int64 [M]: its position in the answer
+    together: SharedPromptTokens | None = None  # the same rows with each prompt once, where they can be read so
 
 
 @dataclass(frozen=True)

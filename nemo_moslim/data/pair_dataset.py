@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nemo_moslim.batches import PairBatch
+from nemo_moslim.batches import PairBatch, SharedPromptTokens
 from nemo_moslim.data.chat import ChatEncoder
 from nemo_moslim.data.encoded_rows import EncodedRows, encode_rows
 from nemo_moslim.data.reward_dataset import pad_rows
+from nemo_moslim.data.shared_prompts import together
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class PairDataset:
     ref_logprobs: np.ndarray  # fp32 [P, 2]: of the whole answers under the reference policy
     pad_id: int
     pad_multiple: int
+    share_prompts: bool = False  # both answers of a pair are also put together, with their prompt once
 
     @classmethod
     def build(
@@ -33,6 +35,7 @@ class PairDataset:
         long_rows: str,
         pad_multiple: int,
         origin: str,
+        share_prompts: bool = False,
     ) -> "PairDataset":
         """Encode pairs ({"prompt", "chosen", "rejected"}); where one of the answers is dropped, so is the other.
 
@@ -48,7 +51,8 @@ class PairDataset:
             raise ValueError(f"{origin}: no pair to use, an answer of each is over model.max_length={max_length}")
         kept = place[whole]
         chosen_margins = np.asarray(margins, dtype=np.float32)[whole]
-        return cls(rows, kept, chosen_margins, np.zeros(kept.shape, np.float32), encoder.pad_id, pad_multiple)
+        no_logprobs = np.zeros(kept.shape, np.float32)
+        return cls(rows, kept, chosen_margins, no_logprobs, encoder.pad_id, pad_multiple, share_prompts)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -78,4 +82,10 @@ class PairDataset:
             ref_logprobs=torch.from_numpy(self.ref_logprobs[pairs].reshape(-1)),
             margins=torch.from_numpy(np.where(filler, 0.0, self.margins[pairs]).astype(np.float32)),
             valid=torch.from_numpy(~filler),
+            together=self._together(tokens.numpy(), prompts.numpy(), lengths.numpy()) if self.share_prompts else None,
         )
+
+    def _together(self, tokens: np.ndarray, prompts: np.ndarray, lengths: np.ndarray) -> SharedPromptTokens:
+        rows = list(zip(tokens, prompts, lengths, strict=True))
+        starts, answers = [row[:p] for row, p, _ in rows], [row[p:n] for row, p, n in rows]
+        return together(starts, answers, self.pad_id, self.pad_multiple)

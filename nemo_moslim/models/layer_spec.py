@@ -7,6 +7,7 @@ Shapes: S sequence (Sq queries, Sk keys), B batch, N heads, G query groups, D he
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.nn import functional
 
 from nemo_moslim.models.layer_functions import rms_norm
 from nemo_moslim.models.local_layers import EarlyRotation, GatedMLP
+from nemo_moslim.models.packed_sequences import SharedPromptParams
 from nemo_moslim.models.read_positions import ReadableLayer
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
@@ -34,6 +36,11 @@ _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
 def has_transformer_engine() -> bool:
     """Transformer Engine's layers can be used here."""
     return HAVE_TE and torch.cuda.is_available()
+
+
+def shares_prompts() -> bool:
+    """Answers can be read together with their prompt once (`SharedPrompts`): not by Transformer Engine's attention."""
+    return not has_transformer_engine()
 
 
 def decoder_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> ModuleSpec:
@@ -209,6 +216,8 @@ class SDPACoreAttention(MegatronModule):
                 "attention without Transformer Engine: expected no bias, got an attention bias. "
                 "Run in a container that has Transformer Engine."
             )
+        if isinstance(packed_seq_params, SharedPromptParams):
+            return self._sharing(query, key, value, packed_seq_params)
         if packed_seq_params is not None:
             return self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
         sq, batch, heads, _ = query.shape
@@ -253,21 +262,36 @@ class SDPACoreAttention(MegatronModule):
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Sequence by sequence; `cu_seqlens` [n + 1] tells where each starts, and the end of the last."""
-        sizes = cu_seqlens.diff().tolist()
-        dropout, contexts = self.dropout if self.training else 0.0, []
-        with self._dropout_rng(dropout):
-            for q, k, v in zip(*(x.transpose(0, 1).split(sizes, dim=1) for x in (query, key, value)), strict=True):
-                context = functional.scaled_dot_product_attention(
-                    q[None],  # [1, N, S, D]
-                    k[None],
-                    v[None],
-                    dropout_p=dropout,
-                    is_causal=True,
-                    scale=self.softmax_scale,
-                    enable_gqa=key.size(1) != query.size(1),
-                )
-                contexts.append(context[0].transpose(0, 1))
+        sequences = _split(cu_seqlens.diff().tolist(), query, key, value)
+        return torch.cat([self._sequence(q, k, v) for q, k, v in sequences]).flatten(1)
+
+    def _sharing(self, query: Tensor, key: Tensor, value: Tensor, params: SharedPromptParams) -> Tensor:
+        """Prompt by prompt, each with its answers, which see the prompt and themselves."""
+        contexts, sizes = [], params.cu_seqlens_q.diff().tolist()
+        for (q, k, v), pieces in zip(_split(sizes, query, key, value), params.pieces.split(sizes), strict=True):
+            prompt = int((pieces == 0).sum())
+            contexts.append(self._sequence(q[:, :prompt], k[:, :prompt], v[:, :prompt]))
+            if prompt < len(pieces):
+                own = pieces[prompt:, None]
+                seen = (pieces == 0) | ((pieces == own) & _lower(len(own), len(pieces), pieces.device))
+                contexts.append(self._sequence(q[:, prompt:], k, v, seen))
         return torch.cat(contexts).flatten(1)
+
+    def _sequence(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """One sequence, [N, Sq, D] and [G, Sk, D], causal or by a mask: [Sq, N, D]."""
+        dropout = self.dropout if self.training else 0.0
+        with self._dropout_rng(dropout):
+            context = functional.scaled_dot_product_attention(
+                query[None],
+                key[None],
+                value[None],
+                attn_mask=allowed,
+                dropout_p=dropout,
+                is_causal=allowed is None,
+                scale=self.softmax_scale,
+                enable_gqa=key.size(0) != query.size(0),
+            )
+        return context[0].transpose(0, 1)
 
     def _dropout_rng(self, dropout: float) -> Any:
         """Dropout differs between tensor-parallel ranks, which hold different heads."""
@@ -286,6 +310,11 @@ def _allowed_keys(
         return _lower(sq, sk, device), False
     allowed = attention_mask.logical_not()
     return _lower(sq, sk, device) & allowed if causal and attention_mask.size(-2) == 1 else allowed, False
+
+
+def _split(sizes: list[int], *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Sequences of [T, N, D] tensors, [N, S, D] each."""
+    return zip(*(x.transpose(0, 1).split(sizes, dim=1) for x in tensors), strict=True)
 
 
 def _lower(sq: int, sk: int, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from nemo_moslim.batches import context_positions
 from nemo_moslim.models.layer_functions import rotate, swiglu
+from nemo_moslim.models.packed_sequences import SharedPromptParams
 
 
 class GatedMLP(MLP):
@@ -70,12 +71,18 @@ class EarlyRotation(SelfAttention):
             angles = rotary_pos_emb
             if inference_context is not None:
                 angles = inference_context.angles(angles, hidden_states.shape[0])
+            elif isinstance(packed_seq_params, SharedPromptParams):
+                angles = angles[packed_seq_params.positions]
             elif packed_seq_params is not None:
                 splits = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
                 tokens, cp = splits * hidden_states.shape[0], self.pg_collection.cp
                 angles = angles[context_positions(packed_seq_params.cu_seqlens_q, tokens, cp.rank(), cp.size())[1]]
             self._rotation = angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
             rotary_pos_emb = None
+        elif isinstance(packed_seq_params, SharedPromptParams):
+            raise ValueError(
+                "answers that share their prompts: this model's rotary embedding cannot read them together"
+            )
         try:
             return super().forward(
                 hidden_states, attention_mask, inference_context=inference_context, rotary_pos_emb=rotary_pos_emb,

@@ -1,8 +1,19 @@
 """Packed batches in megatron-core's terms."""
 
-from megatron.core.packed_seq_params import PackedSeqParams
+from dataclasses import dataclass
 
-from nemo_moslim.batches import Packing
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from nemo_moslim.batches import Packing, SharedPrompts
+
+
+@dataclass
+class SharedPromptParams(PackedSeqParams):
+    """Of a row in which answers share their prompts; for attention without Transformer Engine."""
+
+    positions: Tensor | None = None
+    pieces: Tensor | None = None
 
 
 def packed_sequences(packing: Packing | None) -> dict[str, PackedSeqParams]:
@@ -13,8 +24,9 @@ def packed_sequences(packing: Packing | None) -> dict[str, PackedSeqParams]:
     if packing is None:
         return {}
     ends, longest = packing.cu_seqlens, packing.longest
-    return {
-        "packed_seq_params": PackedSeqParams(
-            qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
-        )
-    }
+    usual = dict(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest)
+    if isinstance(packing, SharedPrompts):
+        params = SharedPromptParams(**usual, positions=packing.positions, pieces=packing.pieces)
+    else:
+        params = PackedSeqParams(**usual)
+    return {"packed_seq_params": params}

@@ -73,12 +73,15 @@ def hidden_states_step(model: torch.nn.Module, batch: PolicyBatch) -> Tensor:
     """
     core = core_model(model)
     rows, places = batch.answer_rows, batch.answer_places
-    before = batch.prompt_lengths[rows] + places - 1
+    tokens, packed, before = batch.tokens, {}, batch.prompt_lengths[rows] + places - 1
+    if together := batch.together:
+        tokens, packed = together.tokens, packed_sequences(together.packing)
+        before, rows = together.before[rows, places], torch.zeros_like(rows)
     has_output = core.post_process
     with reading(model, rows, before) as early:
         core.post_process = False  # megatron-core's model then returns what it would feed to its vocabulary layer
         try:
-            hidden = model(batch.tokens, position_ids(batch.tokens), attention_mask=None)
+            hidden = model(tokens, position_ids(tokens), attention_mask=None, **packed)
         finally:
             core.post_process = has_output
     if not has_output:

@@ -15,8 +15,10 @@ from nemo_moslim.config import BatchConfig
 from nemo_moslim.data.chat import ChatEncoder, Prompt, load_tokenizer
 from nemo_moslim.data.length_batches import evaluation_batches, rank_share
 from nemo_moslim.data.reward_dataset import RewardDataset
+from nemo_moslim.data.shared_prompts import PromptGroups
 from nemo_moslim.functional.classification import probabilities
 from nemo_moslim.functional.reward_mapping import map_rewards
+from nemo_moslim.models.layer_spec import shares_prompts
 from nemo_moslim.models.reward_model import (
     RewardModel,
     mapping_statistics,
@@ -115,13 +117,16 @@ def score_rows(model: RewardModel, dataset: RewardDataset, micro_size: int) -> T
     def collect(rows, output: Tensor) -> dict:
         return {"p": probabilities(output, config.levels, config.loss)}
 
-    longest = int(dataset.lengths.max())
-    global_size = micro_size * micro_batches_per_pass() * parallel_state.get_data_parallel_world_size()
-    for share, micro_batches in rank_batches(dataset, global_size, micro_size):
+    groups = PromptGroups.of(dataset) if shares_prompts() else None
+    items, size = (groups, max(1, micro_size // groups.largest)) if groups else (dataset, micro_size)
+    longest = int(items.lengths.max())
+    global_size = size * micro_batches_per_pass() * parallel_state.get_data_parallel_world_size()
+    for share, micro_batches in rank_batches(items, global_size, size):
         passed = forward_micro_batches(module, micro_batches, collect, longest)
-        for rows, kept in zip(share, passed, strict=False):  # nothing is kept before the last stage
-            real = torch.from_numpy(rows >= 0)
-            scores[torch.from_numpy(rows)[real]] = kept["p"][real].float()
+        for indices, kept in zip(share, passed, strict=False):  # nothing is kept before the last stage
+            rows = torch.from_numpy(groups.rows_of(indices) if groups else indices)
+            real = rows >= 0
+            scores[rows[real]] = kept["p"][: len(rows)][real].float()
     return from_last_stage(sum_over_data_ranks(scores))
 
 

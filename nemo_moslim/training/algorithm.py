@@ -26,11 +26,10 @@ class Algorithm(Protocol):
     epochs: int  # passes over a step's answers
     uses_critic: bool
     chooses_by_reward: bool  # `choose` is given the rollout; otherwise it comes before the scores
-    unit: int  # rows that stay together in a micro-batch
     metric_names: tuple[str, ...]  # of `loss`
 
     def choose(self, sampled: SampledAnswers, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-        """Rows to train on, in units, and which of all rows count: int64 [n], bool [R]; metrics of the step.
+        """Rows to train on, those of a prompt together, and which of all rows count: int64 [n], bool [R]; metrics of the step.
 
         `usable`, bool [R], is False for answers that must not count.
         """

@@ -14,6 +14,7 @@ from nemo_moslim.baseline_config import PairTrainingConfig
 from nemo_moslim.batches import PairBatch
 from nemo_moslim.data.pair_dataset import PairDataset
 from nemo_moslim.data.pairs import read_pairs, weighted_margins
+from nemo_moslim.models.layer_spec import shares_prompts
 from nemo_moslim.models.pair_policy import PairPolicyConfig, PairPolicyModel
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
 from nemo_moslim.parallel.layout import (
@@ -46,7 +47,12 @@ def train_pairs(config: PairTrainingConfig) -> None:
         if config.loss == "modpo":
             margins, weight = weighted_margins(pairs, config.weights, config.margin_scale, str(path))
         datasets[split] = PairDataset.build(
-            pairs, margins or [0.0] * len(pairs), encoder=setup.encoder, origin=str(path), **setup.row_options()
+            pairs,
+            margins or [0.0] * len(pairs),
+            encoder=setup.encoder,
+            origin=str(path),
+            share_prompts=shares_prompts(),
+            **setup.row_options(),
         )
     logprobs, seconds = reference_logprobs(config, datasets, vocab_entries)
     datasets = {split: replace(datasets[split], ref_logprobs=logprobs[split]) for split in SPLITS}

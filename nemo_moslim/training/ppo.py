@@ -26,7 +26,6 @@ class PPO:
 
     uses_critic = True
     chooses_by_reward = False
-    unit = 1
     metric_names = POLICY_METRICS
 
     def __init__(self, config: PPOConfig):

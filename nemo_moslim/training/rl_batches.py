@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, Rollout, SampledAnswers
 from nemo_moslim.data.length_batches import pad_length
+from nemo_moslim.data.shared_prompts import together
 
 
 def deal(lengths: np.ndarray, unit: int, mini_size: int, micro_size: int, seed: Sequence[int]) -> list[np.ndarray]:
@@ -20,7 +21,7 @@ def deal(lengths: np.ndarray, unit: int, mini_size: int, micro_size: int, seed: 
 
     Args:
         lengths: int64 [R], tokens of each row.
-        unit: rows that stay together (2 for pairs); row r belongs to unit r // unit.
+        unit: rows that stay together, answers to one prompt; row r belongs to unit r // unit.
 
     Returns:
         Per update int64 [mini_size / micro_size, micro_size].
@@ -32,7 +33,13 @@ def deal(lengths: np.ndarray, unit: int, mini_size: int, micro_size: int, seed: 
 
 
 def policy_batch(
-    sampled: SampledAnswers, rows: np.ndarray, counted: np.ndarray, pad_id: int, multiple: int, tagged: bool = True
+    sampled: SampledAnswers,
+    rows: np.ndarray,
+    counted: np.ndarray,
+    pad_id: int,
+    multiple: int,
+    tagged: bool = True,
+    share: bool = False,
 ) -> PolicyBatch:
     """Answers as one padded micro-batch; what is computed from them comes later.
 
@@ -40,6 +47,7 @@ def policy_batch(
         rows: int64 [B], indices into the answers.
         counted: bool [R], False for answers that must not be learnt from.
         tagged: False leaves the preference tags out of the prompts.
+        share: neighbours that answer the same prompt are also put together, with their prompt once.
     """
     prompts = [(sampled.prompt_tokens if tagged else sampled.plain_prompt_tokens)[row] for row in rows]
     answers = [sampled.answers[row] for row in rows]
@@ -50,6 +58,8 @@ def policy_batch(
         tokens[place, : len(prompt) + len(answer)] = np.concatenate([prompt, answer])
         mask[place, : len(answer)] = counted[row]
     empty = torch.zeros(mask.shape)
+    groups = sampled.groups[rows]
+    share = share and bool((groups[1:] == groups[:-1]).any())
     return PolicyBatch(
         tokens=torch.from_numpy(tokens),
         prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
@@ -61,6 +71,7 @@ def policy_batch(
         advantages=empty,
         returns=empty,
         asked=sampled.asked[rows],
+        together=together(prompts, answers, pad_id, multiple) if share else None,
     )
 
 

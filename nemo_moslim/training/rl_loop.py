@@ -4,6 +4,7 @@ Policy, reference, critic and reward model share the ranks of one launch. Betwee
 which answers there are, and how they are dealt into updates, is the same in every layout.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import Tensor
 from nemo_moslim.batches import PolicyBatch, Rollout, SampledAnswers
 from nemo_moslim.clock import Clock
 from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
+from nemo_moslim.models.layer_spec import shares_prompts
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
 from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero
 from nemo_moslim.policy_config import PolicyTrainingConfig
@@ -212,13 +214,18 @@ class PolicyTraining:
         config, algorithm = self.config, self.algorithm
         lengths = np.array([len(sampled.prompt_tokens[r]) + len(sampled.answers[r]) for r in chosen])
         seed = (config.trainer.seed, self.step)
-        plan = deal(lengths, algorithm.unit, config.batch.mini_size, config.batch.micro_size, seed)
+        group = len(chosen) // config.batch.prompts  # answers to one prompt, which stay together where they can
+        unit = math.gcd(group, config.batch.micro_size)
+        plan = deal(lengths, unit, config.batch.mini_size, config.batch.micro_size, seed)
         rank, ranks = data_parallel_place()
         multiple = 8 * (config.parallel.tensor if config.parallel.sequence else 1)
 
         def build(tagged: bool) -> list[list[PolicyBatch]]:
             return [
-                [policy_batch(sampled, chosen[m], counted, self.pad_id, multiple, tagged) for m in mini[rank::ranks]]
+                [
+                    policy_batch(sampled, chosen[rows], counted, self.pad_id, multiple, tagged, shares_prompts())
+                    for rows in mini[rank::ranks]
+                ]
                 for mini in plan
             ]
 

@@ -21,7 +21,6 @@ class RLOO:
 
     uses_critic = False
     chooses_by_reward = False
-    unit = 1
     metric_names = POLICY_METRICS
 
     def __init__(self, config: RLOOConfig):

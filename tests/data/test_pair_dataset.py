@@ -85,6 +85,20 @@ def test_a_batch_holds_the_better_answer_first(encoder):
     assert data.lengths.tolist()[2] == data.rows.lengths[4] + data.rows.lengths[5] and data.counted == 3
 
 
+def test_both_answers_of_a_pair_lie_behind_one_prompt(encoder):
+    pairs = [pair("good apple", "bad"), pair("nice", "red pear and green", prompt="name")]
+    data = build(encoder, pairs, share_prompts=True)
+    batch = data.batch(np.array([1, 0, -1]))
+    tokens, before = batch.together.tokens[0], batch.together.before
+    for row in range(4):
+        prompt, answer = int(batch.prompt_lengths[row]), int(batch.response_mask[row].sum())
+        places = before[row, :answer]
+        assert tokens[places].tolist() == batch.tokens[row, prompt - 1 : prompt + answer - 1].tolist()
+    assert before[0, 0] == before[1, 0] != before[2, 0] == before[3, 0]
+    assert (tokens != data.pad_id).sum() == data.lengths.sum() - batch.prompt_lengths[[0, 2]].sum()
+    assert data.batch(np.array([-1])).together.packing.cu_seqlens[-1] == data.pad_multiple
+
+
 def test_a_pair_goes_with_the_answer_that_is_dropped(encoder):
     long = "apple pear red green blue good bad nice name some fruits they are is the a I tell you about them happy " * 3
     data = build(encoder, [pair("good", long), pair("good", "bad"), pair(long, "bad")], long_rows="drop")

@@ -527,6 +527,67 @@ def packed_against_padded(reward_run: str, ratings: str, sft_run: str, texts: st
     return report | compare("text", language_model, text, read_text)
 
 
+def shared_prompts_against_rows(reward_run: str, sft_run: str, ratings: str) -> dict[str, float]:
+    """Answers that share prompts against the same rows apart: largest differences, gradients relative to their norm.
+
+    Log-probabilities and entropies of answers, with gradients, and the reward model's scores of rated answers.
+    """
+    import numpy as np
+    import torch
+
+    from nemo_moslim.batches import SampledAnswers
+    from nemo_moslim.data.chat import ChatEncoder
+    from nemo_moslim.data.reward_dataset import RewardDataset
+    from nemo_moslim.data.shared_prompts import PromptGroups
+    from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
+    from nemo_moslim.models.reward_model import reward_model_step
+    from nemo_moslim.parallel.layout import leave_process_group
+    from nemo_moslim.training.rl_batches import policy_batch
+
+    module, config, tokenizer = lone_module(sft_run, sft_run)
+    module.train()
+    draw = np.random.default_rng(1)
+    prompt_of, prompts, answers = [0, 0, 0, 1, 2, 2], [draw.integers(5, 100, size) for size in (9, 4, 14)], []
+    for size in (3, 1, 8, 5, 1, 12):
+        answers.append(draw.integers(5, 100, size).astype(np.int32))
+    sampled = SampledAnswers(
+        prompts=[""] * 6, preferences=[{}] * 6, prompt_tokens=[prompts[p].astype(np.int32) for p in prompt_of],
+        plain_prompt_tokens=[], answers=answers, texts=[""] * 6, finished=np.ones(6, dtype=bool),
+        generator_logprobs=[], groups=torch.tensor(prompt_of), asked=torch.zeros(6, 1, dtype=torch.int64),
+    )  # fmt: skip
+    counted, found = np.array([True, True, False, True, True, True]), []
+    weights = torch.randn(6, 12, generator=torch.Generator().manual_seed(1))
+    for share in (False, True):
+        batch = policy_batch(sampled, np.arange(6), counted, pad_id=0, multiple=8, share=share).to_device()
+        module.zero_grad()
+        hidden = hidden_states_step(module, batch)
+        logprobs, entropy = answer_logprobs(module, hidden, batch, len(tokenizer), 1.0, 16)
+        ((logprobs - 0.1 * entropy) * weights).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in module.parameters()])
+        found.append((logprobs.detach(), entropy.detach(), gradient, batch))
+    (logprobs, entropy, gradient, rows), (*shared, batch) = found
+    report = {
+        "tokens_of_rows": rows.tokens.numel(),
+        "tokens": batch.together.tokens.numel(),
+        "logprobs": (shared[0] - logprobs).abs().max().item(),
+        "entropy": (shared[1] - entropy).abs().max().item(),
+        "gradient": ((shared[2] - gradient).norm() / gradient.norm()).item(),
+    }
+    leave_process_group()
+
+    module, config, tokenizer = lone_module(reward_run, reward_run)
+    lines = [json.loads(line) for line in (Path(ratings) / "train.jsonl").read_text().splitlines()[:8]]
+    rated = [{**line, "prompt": lines[p]["prompt"]} for line, p in zip(lines, [0, 0, 1, 2, 2, 2, 3, 3], strict=True)]
+    dataset = RewardDataset.build(rated, config.schema, ChatEncoder(tokenizer), 64, "raise", 8, "train")
+    groups = PromptGroups.of(dataset)
+    order = np.array([2, 0, -1, 1])
+    with torch.no_grad():
+        apart = reward_model_step(module, dataset.batch(groups.rows_of(order)).to_device())
+        together = reward_model_step(module, groups.batch(order).to_device())
+    leave_process_group()
+    return report | {"groups": len(groups), "scores": (apart - together).abs().max().item()}
+
+
 def train_with_scores(runs: list[list], context: bool = False) -> list[list]:
     """`train_several`, or `train_along_the_sequence` with `context`.
 

@@ -78,10 +78,10 @@ def test_a_critic_that_reads_no_tags_learns_the_returns_of_the_same_answers(rl_b
     made = rollout([[9, 1], [9, 2, 2], [9, 3], [9, 4, 4, 4]], [[4], [5, 5], [6, 6, 6], [7]])
     loop = object.__new__(rl_loop.PolicyTraining)
     loop.config = SimpleNamespace(
-        trainer=SimpleNamespace(seed=1), batch=SimpleNamespace(mini_size=2, micro_size=2),
+        trainer=SimpleNamespace(seed=1), batch=SimpleNamespace(prompts=4, mini_size=2, micro_size=2),
         parallel=SimpleNamespace(tensor=1, sequence=False),
     )  # fmt: skip
-    loop.algorithm = SimpleNamespace(unit=1, config=SimpleNamespace(critic_reads_preferences=False))
+    loop.algorithm = SimpleNamespace(config=SimpleNamespace(critic_reads_preferences=False))
     loop.critic, loop.pad_id, deals = object(), 0, []
     for step in (0, 1):
         loop.step = step
