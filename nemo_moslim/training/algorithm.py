@@ -29,7 +29,7 @@ class Algorithm(Protocol):
     metric_names: tuple[str, ...]  # of `loss`
 
     def choose(self, sampled: SampledAnswers, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-        """Rows to train on, those of a prompt together, and which of all rows count: int64 [n], bool [R]; metrics of the step.
+        """Rows to train on, those of a prompt together, and which of all rows count: int64 [n], bool [R]; metrics.
 
         `usable`, bool [R], is False for answers that must not count.
         """
