@@ -70,21 +70,24 @@ class PromptGroups:
 
     base: RewardDataset
     groups: list[np.ndarray]  # int64 rows of `base` each
+    largest: int  # rows of the largest group
 
     @classmethod
     def of(cls, base: RewardDataset) -> "PromptGroups | None":
-        """None where no neighbours have equal prompts."""
+        """Groups of up to as many rows as prompts have on average; None where that is one.
+
+        A prompt with far more rows than others must not make the micro-batches of all others small.
+        """
         prompts = [base.rows.row(i)[:length].tobytes() for i, length in enumerate(base.rows.prompt_lengths)]
         changes = [i for i in range(1, len(prompts)) if prompts[i] != prompts[i - 1]]
-        return cls(base, np.split(np.arange(len(base)), changes)) if len(changes) + 1 < len(base) else None
+        largest = round(len(base) / (len(changes) + 1))
+        if largest == 1:
+            return None
+        groups = np.split(np.arange(len(base)), changes)
+        return cls(base, [g[i : i + largest] for g in groups for i in range(0, len(g), largest)], largest)
 
     def __len__(self) -> int:
         return len(self.groups)
-
-    @property
-    def largest(self) -> int:
-        """Rows of the largest group."""
-        return max(map(len, self.groups))
 
     @property
     def lengths(self) -> np.ndarray:
