@@ -105,3 +105,9 @@ def generator_logprobs(batch: PolicyBatch, sampled: SampledAnswers) -> Tensor:
 def whole_answers(batches: Sequence[PolicyBatch], sampled: SampledAnswers) -> list[PolicyBatch]:
     """The batches with a mask that lets every answer count."""
     return with_field(batches, response_mask=[answer_mask(batch, sampled) for batch in batches])
+
+
+def regrouped(batches: list[PolicyBatch], like: list[list[PolicyBatch]]) -> list[list[PolicyBatch]]:
+    """A flat list of micro-batches cut into updates as `like` is."""
+    iterator = iter(batches)
+    return [[next(iterator) for _ in update] for update in like]

@@ -33,6 +33,7 @@ from nemo_moslim.training.rl_batches import (
     deal,
     generator_logprobs,
     policy_batch,
+    regrouped,
     whole_answers,
     with_field,
     with_probabilities,
@@ -45,6 +46,7 @@ from nemo_moslim.training.rl_metrics import (
     rollout_metrics,
     sample_rows,
     sample_table,
+    update_metrics,
 )
 from nemo_moslim.training.run_log import RunLog
 from nemo_moslim.training.telemetry import peak_memory_gigabytes
@@ -370,40 +372,3 @@ def check_finite_kl(kl: Tensor, rollout: Rollout, place: str) -> None:
             f"{rollout.prompts[bad[0]]!r}; weights are left as they were and the last checkpoint stays; lower "
             "optimizer.lr or look at the policy"
         )
-
-
-def regrouped(batches: list[PolicyBatch], like: list[list[PolicyBatch]]) -> list[list[PolicyBatch]]:
-    """A flat list of micro-batches cut into updates as `like` is."""
-    iterator = iter(batches)
-    return [[next(iterator) for _ in update] for update in like]
-
-
-def update_metrics(totals: list[dict[str, float]], first: dict[str, float]) -> dict[str, float]:
-    """Means over all counted positions of an epoch from the sums of its updates; of the step's first update what it
-    says of the log-probabilities that the answers were sampled with."""
-    sums = {name: sum(t[name] for t in totals) for name in totals[0]}
-    count, tokens = max(sums["count"], 1.0), max(sums.get("tokens", sums["count"]), 1.0)
-    metrics = {
-        "loss": sums["loss"] / count,
-        "entropy": sums["entropy"] / tokens,
-        "grad_norm": sums["grad_norm"] / len(totals),
-        "first_ratio_deviation": first["ratio_deviation_max"],
-        "ratio_deviation_max": max(t["ratio_deviation_max"] for t in totals),
-    }
-    for name, label in (
-        ("clipped", "clip_fraction"), ("ratio", "ratio"), ("approx_kl", "approx_kl"),
-        ("accuracy", "pair_accuracy"), ("margin", "margin"), ("value_clipped", "value_clip_fraction"),
-    ):  # fmt: skip
-        if name in sums:
-            metrics[label] = sums[name] / count
-    if "mismatch" in first:
-        metrics["mismatch"] = first["mismatch"] / max(first.get("tokens", first["count"]), 1.0)
-        metrics["mismatch_max"] = first["mismatch_max"]
-    if "value_error" in sums:
-        variance = sums["returns_squared"] - sums["returns"] ** 2 / count
-        metrics |= {
-            "value_loss": sums["value_loss"] / count,
-            "explained_variance": 1 - sums["value_error"] / variance if variance > 0 else 0.0,
-            "value_grad_norm": sums["value_grad_norm"] / len(totals),
-        }
-    return metrics

@@ -41,7 +41,9 @@ def test_a_reward_models_rows_are_grouped_by_their_prompts(encoder):
     assert [group.tolist() for group in groups.groups] == [[0, 1, 2], [3, 4], [5, 6, 7], [8]] and groups.largest == 3
     red, blue = (base.rows.prompt_lengths[row] for row in (0, 3))
     saved = [2 * red, blue, 2 * red, 0]
-    assert groups.lengths.tolist() == [base.lengths[g].sum() - less for g, less in zip(groups.groups, saved, strict=True)]
+    assert groups.lengths.tolist() == [
+        base.lengths[g].sum() - less for g, less in zip(groups.groups, saved, strict=True)
+    ]
     batch, rows = groups.batch(np.array([1, -1, 0])), groups.rows_of(np.array([1, -1, 0]))
     assert rows.tolist() == [3, 4, 0, 1, 2] and batch.rows.tolist() == [0] * 5
     ends = [base.rows.row(row)[-1] for row in rows]

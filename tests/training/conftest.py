@@ -1,8 +1,11 @@
-"""The reward model's service beside a training."""
+"""The reward model's service beside a training, and a micro-batch of made-up answers."""
 
 import re
 
+import numpy as np
 import pytest
+import torch
+from made_rollouts import FINISHED, LENGTHS, rollout
 from training_client import told_to_end, wait_for
 
 
@@ -21,3 +24,21 @@ def start_service(trainings, reward_run):
     yield start
     for job in started:
         told_to_end(trainings, job)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The rollout's micro-batch on a single rank, as the loop makes it: the reference's log-probabilities are -2."""
+    from nemo_moslim.training import algorithm, ppo
+    from nemo_moslim.training.rl_batches import policy_batch, whole_answers, with_field
+
+    for module in (algorithm, ppo):
+        monkeypatch.setattr(module, "sum_over_data_ranks", lambda values: values)
+    made = rollout([1.0, 2.0, 3.0, 4.0])
+    batch = policy_batch(made, np.arange(4), FINISHED, pad_id=0, multiple=1)
+    (whole,) = whole_answers([batch], made)
+    assert whole.response_mask.sum(1).tolist() == list(LENGTHS)
+    old = torch.from_numpy(np.stack([np.full(3, -1 - r / 10, dtype=np.float32) for r in range(4)]))
+    return with_field(
+        [batch], old_logprobs=[old * batch.response_mask], ref_logprobs=[-2.0 * whole.response_mask.float()]
+    )

@@ -90,7 +90,9 @@ def test_a_critic_that_reads_no_tags_learns_the_returns_of_the_same_answers(rl_b
         returns = [10.0 * batch.rows[:, None] + batch.response_mask.cumsum(1) for batch in flat]
         filled = rl_loop.with_field(flat, old_values=[-column for column in returns], returns=returns)
         filled = rl_loop.with_probabilities(filled, made)
-        critic = loop._critic_batches(rl_loop.regrouped(filled, updates), [b for update in plan for b in update], plan)
+        critic = loop._critic_batches(
+            rl_batches.regrouped(filled, updates), [b for update in plan for b in update], plan
+        )
         assert [len(update) for update in critic] == [1, 1]
         for mine, policys in zip([batch for update in critic for batch in update], filled, strict=True):
             assert torch.equal(mine.returns, policys.returns) and torch.equal(mine.old_values, policys.old_values)

@@ -35,7 +35,7 @@ def test_the_mismatch_is_of_the_answers_that_count():
 
 @pytest.mark.parametrize(("sums", "tokens"), [({"count": 4.0}, 4), ({"count": 2.0, "tokens": 5.0}, 5)])
 def test_a_steps_mismatch_is_its_first_updates(sums, tokens):
-    from nemo_moslim.training.rl_loop import update_metrics
+    from nemo_moslim.training.rl_metrics import update_metrics
 
     rest = {"loss": 1.0, "entropy": 1.0, "grad_norm": 1.0, "ratio_deviation_max": 0.1, **sums}
     first, second = rest | {"mismatch": 0.75, "mismatch_max": 0.5}, rest | {"mismatch": 9.0, "mismatch_max": 9.0}
