@@ -207,7 +207,6 @@ class RewardModelTrainingConfig(SupervisedConfig):
     dimensions: list[str] | None
     loss: str
     label_smoothing: float
-    token_dropout: float
     class_weights: str
     head_weights: str
     statistics: StatisticsConfig
@@ -221,8 +220,7 @@ class RewardModelTrainingConfig(SupervisedConfig):
         one_of("loss", self.loss, LOSSES)
         for name in ("class_weights", "head_weights"):
             one_of(name, getattr(self, name), ("none", "inverse", "inverse_sqrt"))
-        for name in ("label_smoothing", "token_dropout"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a share in [0, 1)")
+        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         whole = self.parallel.virtual_pipeline is None and self.parallel.context == 1
         unfit = "with parallel.virtual_pipeline or parallel.context"
         require(self.statistics.mode == "ema" or whole, "statistics.mode", self.statistics.mode, f"ema {unfit}")

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from nemo_moslim.config import BatchConfig
 from nemo_moslim.data.length_batches import TrainingBatches, evaluation_batches, rank_share
-from nemo_moslim.data.token_dropout import TokenDropout
 
 
 class StepSampler(MegatronDataSampler):
@@ -34,17 +33,8 @@ class StepDataModule(pl.LightningDataModule):
     The rows of step s depend on (seed, s) alone, so a resumed run continues where it stopped with no state of its own.
     """
 
-    def __init__(
-        self,
-        train,
-        validation,
-        batch: BatchConfig,
-        max_length: int,
-        seed: int,
-        token_dropout: TokenDropout | None = None,
-    ):
+    def __init__(self, train, validation, batch: BatchConfig, max_length: int, seed: int):
         super().__init__()
-        self.token_dropout = token_dropout
         self.train, self.validation, self.batch_config = train, validation, batch
         self.seq_length, self.micro_batch_size, self.global_batch_size = max_length, batch.micro_size, batch.global_size
         self.data_sampler = StepSampler(
@@ -72,8 +62,7 @@ class StepDataModule(pl.LightningDataModule):
     def _training_micro_batches(self) -> Iterator[Any]:
         for step in range(self.trainer.global_step, self.trainer.max_steps):
             for rows in self._share(self.plan.step(step)):
-                batch = self.train.batch(rows)
-                yield self.token_dropout(batch, step, rows) if self.token_dropout else batch
+                yield self.train.batch(rows)
 
     def _validation_micro_batches(self) -> Iterator[Any]:
         for batch in evaluation_batches(self.validation.lengths, self.global_batch_size, self.micro_batch_size):

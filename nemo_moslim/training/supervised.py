@@ -22,7 +22,6 @@ from nemo_moslim.data.packed_dataset import PackedDataset
 from nemo_moslim.data.ratings import keep_dimensions, read_ratings, read_sft, tags_of_answers
 from nemo_moslim.data.reward_dataset import RewardDataset, class_weights
 from nemo_moslim.data.sft_dataset import SFTDataset
-from nemo_moslim.data.token_dropout import TokenDropout
 from nemo_moslim.functional.classification import check_levels_for_loss
 from nemo_moslim.huggingface.sources import open_source
 from nemo_moslim.model_config import ModelConfig
@@ -102,9 +101,7 @@ def train_reward_model(config: RewardModelTrainingConfig, callbacks: Sequence[pl
         head_seed=config.trainer.seed,
     )
     after = partial(make_final_checkpoints, config=config, train=train, validation=validation)
-    share, seed = config.token_dropout, config.trainer.seed
-    dropout = TokenDropout(share, setup.encoder.pad_id, seed) if share else None
-    setup.fit(RewardModel, model_config, train, validation, after, callbacks=callbacks, token_dropout=dropout)
+    setup.fit(RewardModel, model_config, train, validation, after, callbacks=callbacks)
 
 
 class SupervisedSetup:
@@ -197,7 +194,6 @@ class SupervisedSetup:
         after_training: Callable[[pl.Trainer], None] | None = None,
         seconds_before: dict[str, float] | None = None,
         callbacks: Sequence[pl.Callback] = (),
-        token_dropout: TokenDropout | None = None,
     ) -> None:
         """Build everything, resume where the run directory holds a checkpoint, train, and write summary.json.
 
@@ -222,9 +218,7 @@ class SupervisedSetup:
         if self.source and not resumable:
             model.load_initial_weights = self.source.load_into
             self._announce_heads(Heads.of(model_config))
-        data = StepDataModule(
-            train, validation, config.batch, config.model.max_length, config.trainer.seed, token_dropout
-        )
+        data = StepDataModule(train, validation, config.batch, config.model.max_length, config.trainer.seed)
         steps = map(data.plan.step, range(PADDING_STEPS))
         packed_lengths = train.packs.padded_lengths if config.batch.packing else None
         padding = padding_share(train.lengths, steps, train.pad_multiple, packed_lengths)
