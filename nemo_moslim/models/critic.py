@@ -1,6 +1,6 @@
 """The critic of PPO: a value per token, on the reward model's backbone. It reads the prompt with its preference tags.
 
-Shapes: B rows, S sequence positions, T answer positions.
+Shapes: B rows, T answer positions, M tokens of answers, X outputs of the head.
 """
 
 from collections.abc import Callable
@@ -11,25 +11,33 @@ from torch import Tensor
 
 from nemo_moslim.batches import PolicyBatch, position_ids
 from nemo_moslim.models.backbone import BackboneConfig, for_every_family
+from nemo_moslim.models.read_positions import before_answers, core_model, reading
 from nemo_moslim.models.summed_loss import SummedLossModel, next_batch
 from nemo_moslim.models.token_head import TokenHead
 
 
 def critic_step(model: torch.nn.Module, batch: PolicyBatch) -> Tensor:
-    """Forward step: values fp32 [B, S, 1] on the last pipeline stage."""
-    return model(batch.tokens, position_ids(batch.tokens), attention_mask=None)
+    """Forward step: the head's outputs before each answer token is drawn, fp32 [M, X] on the last pipeline stage.
+
+    M is the number of the answers' tokens (`response_mask`, row by row).
+    """
+    tokens, packed, rows, before = before_answers(batch)
+    with reading(model, rows, before) as early:
+        output = model(tokens, position_ids(tokens), attention_mask=None, **packed)
+    if not core_model(model).post_process:
+        return output
+    return output[0] if early else output[rows, before]
 
 
 def answer_outputs(output: Tensor, batch: PolicyBatch) -> Tensor:
-    """What the head says before each answer token is drawn: [B, S, X] to [B, T, X]."""
-    places = torch.arange(batch.response_mask.shape[1], device=output.device)
-    before = (batch.prompt_lengths[:, None] - 1 + places).clamp(max=output.shape[1] - 1)
-    return output.gather(1, before[..., None].expand(-1, -1, output.shape[-1]))
+    """The outputs of `critic_step` at their places in the answers: [M, X] to [B, T, X]; 0 elsewhere."""
+    empty = output.new_zeros(*batch.response_mask.shape, output.shape[-1])
+    return empty.index_put((batch.answer_rows, batch.answer_places), output)
 
 
 def answer_values(output: Tensor, batch: PolicyBatch) -> Tensor:
-    """Values before each answer token is drawn, from [B, S, 1] to fp32 [B, T]; 0 outside the answers."""
-    return answer_outputs(output, batch)[..., 0].masked_fill(~batch.response_mask, 0.0)
+    """Values before each answer token is drawn, from [M, 1] to fp32 [B, T]; 0 outside the answers."""
+    return answer_outputs(output, batch)[..., 0]
 
 
 @for_every_family

@@ -14,7 +14,7 @@ from torch import Tensor
 from nemo_moslim.batches import PolicyBatch, TokenBatch, position_ids
 from nemo_moslim.models.backbone import BackboneConfig, for_every_family
 from nemo_moslim.models.packed_sequences import packed_sequences
-from nemo_moslim.models.read_positions import core_model, reading
+from nemo_moslim.models.read_positions import before_answers, core_model, reading
 from nemo_moslim.models.summed_loss import SummedLossModel, next_batch
 from nemo_moslim.parallel.vocab_parallel import vocab_parallel_logprobs
 
@@ -72,11 +72,7 @@ def hidden_states_step(model: torch.nn.Module, batch: PolicyBatch) -> Tensor:
     predict them. The vocabulary layer is left to `answer_logprobs`.
     """
     core = core_model(model)
-    rows, places = batch.answer_rows, batch.answer_places
-    tokens, packed, before = batch.tokens, {}, batch.prompt_lengths[rows] + places - 1
-    if together := batch.together:
-        tokens, packed = together.tokens, packed_sequences(together.packing)
-        before, rows = together.before[rows, places], torch.zeros_like(rows)
+    tokens, packed, rows, before = before_answers(batch)
     has_output = core.post_process
     with reading(model, rows, before) as early:
         core.post_process = False  # megatron-core's model then returns what it would feed to its vocabulary layer

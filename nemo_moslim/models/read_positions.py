@@ -14,6 +14,9 @@ import torch
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from nemo_moslim.batches import AnswerBatch
+from nemo_moslim.models.packed_sequences import packed_sequences
+
 
 class ReadableLayer(TransformerLayer):
     """megatron-core's decoder layer; with `read` set, what follows its attention runs at those positions alone.
@@ -45,6 +48,20 @@ def core_model(model: torch.nn.Module) -> torch.nn.Module:
     while hasattr(model, "module"):
         model = model.module
     return model
+
+
+def before_answers(batch: AnswerBatch) -> tuple[Tensor, dict, Tensor, Tensor]:
+    """What a model is given of these answers, and where it is read: at what comes before each of their tokens.
+
+    Returns:
+        Tokens int64 [B, S] and the keyword arguments that say how they are packed, then rows and places, int64 [M]: of
+        each answer token (`response_mask`, row by row) the position that predicts it.
+    """
+    rows, places = batch.answer_rows, batch.answer_places
+    if batch.together is None:
+        return batch.tokens, {}, rows, batch.prompt_lengths[rows] + places - 1
+    before = batch.together.before[rows, places]
+    return batch.together.tokens, packed_sequences(batch.together.packing), torch.zeros_like(rows), before
 
 
 @contextlib.contextmanager

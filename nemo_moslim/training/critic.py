@@ -48,7 +48,7 @@ class Critic(Protocol):
 
 
 class ValueReading(Protocol):
-    """What a critic's head says and learns; the output is fp32 [B, S, X] on the last pipeline stage."""
+    """What a critic's head says and learns; the output is that of `critic_step`, on the last pipeline stage."""
 
     def values(self, output: Tensor, batch: PolicyBatch) -> Tensor:
         """Before each answer token is drawn: fp32 [B, T]; 0 outside the answers."""
