@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock
+
 from nemo_moslim.launch import launch
 from nemo_moslim.run_folder import write_atomically
 
@@ -64,10 +66,11 @@ class Recipe:
                 file=sys.stderr,
             )
             raise SystemExit(code if code > 0 else 128 - code)
-        seconds = {**self.seconds, name: round(time.perf_counter() - started, 1)}
-        write_atomically(self.folder / "commands.json", json.dumps({**self.commands, name: command}, indent=2) + "\n")
-        write_atomically(self.folder / "seconds.json", json.dumps(seconds, indent=2) + "\n")
-        print(f"    {seconds[name]:.0f} s", flush=True)
+        took = round(time.perf_counter() - started, 1)
+        with FileLock(self.folder / ".lock"):  # of processes that share a recipe
+            _write(self.folder / "commands.json", {**self.commands, name: command})
+            _write(self.folder / "seconds.json", {**self.seconds, name: took})
+        print(f"    {took:.0f} s", flush=True)
 
 
 def flat(settings: Iterable) -> list[str]:
@@ -77,6 +80,10 @@ def flat(settings: Iterable) -> list[str]:
 
 def _read(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write(path: Path, content: dict) -> None:
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def _changed(folder: Path, name: str, then: list[str], now: list[str]) -> int:

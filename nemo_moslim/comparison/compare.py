@@ -56,15 +56,19 @@ def check_files(config: CompareConfig) -> None:
 
 
 def planned(bench: Bench) -> dict[str, list[Entry]]:
-    """Name of a method (or of a further MOSLIM) -> its points and answers, one entry per seed; and of the start."""
-    config = bench.config
-    plans = {name: METHODS[name] for name in config.methods}
-    if "moslim" in plans:
-        plans |= {name: partial(moslim, **settings) for name, settings in moslim_variants(bench).items()}
-    entries = {
-        name: [entry_of(bench, name, seed, plan(bench, seed)) for seed in range(1, config.seeds + 1)]
-        for name, plan in plans.items()
-    }
+    """Name of a method (or of a further MOSLIM) -> its points and answers, one entry per seed; and of the start.
+
+    All methods' stages of a seed come before those of the next, so that fewer seeds can be reported on the way.
+    """
+    config, plans = bench.config, {}
+    for name in config.methods:
+        plans[name] = METHODS[name]
+        if name == "moslim":
+            plans |= {other: partial(moslim, **settings) for other, settings in moslim_variants(bench).items()}
+    entries: dict[str, list[Entry]] = {name: [] for name in plans}
+    for seed in range(1, config.seeds + 1):
+        for name, plan in plans.items():
+            entries[name].append(entry_of(bench, name, seed, plan(bench, seed)))
     return {**entries, "start": [entry_of(bench, "start", 1, start(bench))] * config.seeds}
 
 

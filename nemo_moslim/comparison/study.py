@@ -3,17 +3,21 @@
 A stage's folder is stages/NAME-DIGEST, the digest of its script, its settings, what they compose to with conf/,
 the content of the files from outside that it reads, and the package's version. Settings name the folders of earlier
 stages, so that a change anywhere gives new folders from there on, methods that need the same stage share it, and what
-is finished is never run again.
+is finished is never run again. Several processes may execute one study: each takes the next stage that is ready and
+that no other one is running.
 """
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from nemo_moslim import __version__
 from nemo_moslim.cli import compose_config
@@ -23,6 +27,7 @@ from nemo_moslim.stages import Recipe
 COST_FILE = "summary.json"  # of a training run, or beside what another command writes
 PATH_KEYS = ("data", "tokenizer", "model.init", "policy", "reward", "input", "points", "offline", "exclude")
 OPEN_KEYS = ("preferences", "fields")
+POLL_SECONDS = 2.0  # between looks at whether another process has finished what the waiting stages need
 KINDS = ("data", "language model", "reward model", "policy", "sampling and scoring", "evaluation")
 
 
@@ -124,15 +129,35 @@ class Study:
         return [stage for stage in self.stages.values() if stage.folder in needed]
 
     def execute(self) -> None:
-        """Run every stage that is not finished.
+        """Run every stage that is not finished, each after those that it reads; processes that execute one study share.
 
         Raises:
             SystemExit: a stage failed; the same call goes on from there.
         """
         recipe = Recipe(self.folder, stages=len(self.stages))
-        for stage in self.stages.values():
-            stage.folder.parent.mkdir(parents=True, exist_ok=True)
-            recipe.run(stage.folder.name, stage.script, *stage.settings, ranks=stage.ranks)
+        inputs = {stage.folder: {needed.folder.name for needed in self.needed_by(stage.folder)} - {stage.folder.name}
+                  for stage in self.stages.values()}  # fmt: skip
+        waiting = list(self.stages.values())
+        while waiting:
+            finished = recipe.seconds.keys()
+            ready = [stage for stage in waiting if stage.folder.name in finished or inputs[stage.folder] <= finished]
+            taken = next((stage for stage in ready if self._run(recipe, stage)), None)
+            if taken:
+                waiting.remove(taken)
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def _run(self, recipe: Recipe, stage: Stage) -> bool:
+        """Run a stage, unless another process is at it: then False."""
+        stage.folder.parent.mkdir(parents=True, exist_ok=True)
+        locks = self.folder / "locks"
+        locks.mkdir(exist_ok=True)
+        try:
+            with FileLock(locks / stage.folder.name, blocking=False):  # ends with the process that holds it
+                recipe.run(stage.folder.name, stage.script, *stage.settings, ranks=stage.ranks)
+        except Timeout:
+            return False
+        return True
 
     def summary(self, stage: Stage) -> dict[str, Any]:
         """What a stage reports of itself: a training's summary.json, or the one beside its output; {} for none."""
