@@ -6,10 +6,10 @@ python examples/compare.py data=DIR budget=folder output=runs/compare-real     #
 python examples/compare.py budget=smoke seeds=1 output=runs/smoke        # a few steps of everything
 
 The same command goes on where it was stopped; stages that methods share run once, and again only where a setting that
-they depend on has changed. Started several times at once, in terminals of one machine or on nodes that see one folder,
-it divides the stages: ranks=1 twice is quicker on two cores than ranks=2 once. The report is of the methods named in
-the call and replaces the one before: to add a method, name the earlier ones again, whose finished stages are taken as
-they are.
+they depend on has changed. Started several times at once, it divides the stages: ranks=1 twice is quicker on two cores
+than ranks=2 once (docs/results.md). Processes on several nodes need a file system with locks; that was not tried yet.
+The report is of the methods named in the call and replaces the one before: to add a method, name the earlier ones
+again, whose finished stages are taken as they are.
 """
 
 from nemo_moslim.cli import hydra_main

@@ -137,14 +137,18 @@ class Study:
         recipe = Recipe(self.folder, stages=len(self.stages))
         inputs = {stage.folder: {needed.folder.name for needed in self.needed_by(stage.folder)} - {stage.folder.name}
                   for stage in self.stages.values()}  # fmt: skip
-        waiting = list(self.stages.values())
+        waiting, told = list(self.stages.values()), False
         while waiting:
             finished = recipe.seconds.keys()
             ready = [stage for stage in waiting if stage.folder.name in finished or inputs[stage.folder] <= finished]
             taken = next((stage for stage in ready if self._run(recipe, stage)), None)
             if taken:
                 waiting.remove(taken)
+                told = False
             else:
+                if not told:
+                    print(f"waiting for another process: {len(waiting)} stages left, none that can begin", flush=True)
+                told = True
                 time.sleep(POLL_SECONDS)
 
     def _run(self, recipe: Recipe, stage: Stage) -> bool:
