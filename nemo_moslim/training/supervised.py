@@ -235,16 +235,20 @@ class SupervisedSetup:
         if after_training and not stopped:
             after_training(trainer)
         telemetry.seconds |= seconds_before or {}
-        packed = config.batch.packing
+        write_summary(config.run_dir, trainer, telemetry, self._data_summary(train, validation, padding))
+        leave_process_group()
+
+    def _data_summary(self, train, validation, padding: float) -> dict:
+        """Rows of both splits, the share of padding, and how full the packs are, for summary.json."""
+        packing = self.config.batch.packing
         kept = {
-            name: len(data.rows if packed else data) for name, data in [("train", train), ("validation", validation)]
+            name: len(data.rows if packing else data) for name, data in [("train", train), ("validation", validation)]
         }
         summary = {"rows": {**kept, "cut": train.rows.cut, "dropped": train.rows.dropped}}
         summary |= {"padding_share": round(padding, 4)}
-        if packed:
+        if packing:
             summary |= {"packing": {"packs": len(train), "fill_rate": round(train.packs.fill_rate, 4)}}
-        write_summary(config.run_dir, trainer, telemetry, summary)
-        leave_process_group()
+        return summary
 
     def _announce_heads(self, heads: Heads | None) -> None:
         before = self.source.heads

@@ -67,6 +67,22 @@ def test_a_kill_in_any_phase(moment, count, straight, trainings, arguments, tmp_
     assert_same_run(tmp_path, straight("one rank"))
 
 
+def test_online_dpo_resumes_with_the_beta_it_was_at(trainings, arguments, tmp_path):
+    settings = ["algorithm=online_dpo", "algorithm.samples=2", "algorithm.pairs=all", "algorithm.reward_scale=1.0"]
+    settings += ["algorithm.kl_target=1.0", "algorithm.kl_horizon=100", "batch.mini_size=8", "trainer.max_steps=4"]
+    command = [argument for argument in arguments if argument not in PPO] + settings
+    straight, killed = ([*command, f"run_dir={tmp_path}/{name}"] for name in ("straight", "killed"))
+    trainings.train("train_policy", *straight)
+    fault = {"moment": "prepare", "step": 4}
+    job = trainings.start("train", entry="train_policy", arguments=killed, fault=fault)
+    assert trainings.wait(job) == [-signal.SIGKILL] and steps_done(tmp_path / "killed") == 3
+    trainings.train("train_policy", *killed)
+    expected, rows = (metrics(tmp_path / name) for name in ("straight", "killed"))
+    assert rows == expected and len({row["beta"] for row in rows}) == 4
+    mine, theirs = (weights(tmp_path / name / "checkpoints" / "step=000004") for name in ("killed", "straight"))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 @pytest.mark.parametrize("seed", range(int(os.environ.get("MOSLIM_RANDOM_KILLS", "1"))))
 def test_a_kill_at_a_random_moment(seed, straight, trainings, arguments, tmp_path):
     """Some seconds into some step: `MOSLIM_RANDOM_KILLS=10` for ten of them."""
