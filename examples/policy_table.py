@@ -19,15 +19,19 @@ def main(config):
         if not (start / name).is_dir():
             raise ValueError(f"start={start}: no {name} there; give the folder of a finished quickstart")
     prompts = start / "data/prompts"
-    recipe = Recipe(out, stages=len(config.rewards) + 2 * len(config.runs))
+    resumed = sum("then" in run for run in config.runs.values())
+    recipe = Recipe(out, stages=len(config.rewards) + 2 * len(config.runs) + resumed)
     for name, settings in config.rewards.items():
         recipe.run(f"reward model {name}", "train_rm.py", f"model.init={start}/sft", f"data={start}/data/ratings",
                    f"run_dir={out}/reward-{name}", *config.reward, *settings, ranks=config.ranks)  # fmt: skip
     reports = {}
     for name, run in config.runs.items():
         reward = out / f"reward-{run.reward}" if run.reward else start / "reward"
-        recipe.run(name, "train_policy.py", f"policy={start}/sft", f"reward={reward}", f"data={prompts}",
-                   f"run_dir={out}/{name}", *config.policy, *flat(run.settings), ranks=config.ranks)  # fmt: skip
+        command = ["train_policy.py", f"policy={start}/sft", f"reward={reward}", f"data={prompts}",
+                   f"run_dir={out}/{name}", *config.policy, *flat(run.settings)]  # fmt: skip
+        recipe.run(name, *command, ranks=config.ranks)
+        if "then" in run:
+            recipe.run(f"{name}, second part", *command, *flat(run.then), ranks=config.ranks)
         recipe.run(f"{name} evaluation", "evaluate.py", "task=controllability", f"policy={out}/{name}",
                    f"reward={reward}", f"data={prompts}/test.jsonl", f"train={prompts}/train.jsonl",
                    f"output={out}/{name}/report", *config.evaluate, ranks=config.ranks)  # fmt: skip

@@ -55,6 +55,7 @@ def test_policy_table(runs):
         check_supervised_settings("train_rm", RewardModelTrainingConfig, [*recipe.reward, *settings])
     for run in recipe.runs.values():
         check_policy_settings([*recipe.policy, *flat(run.settings)])
+        check_policy_settings([*recipe.policy, *flat(run.settings), *flat(run.get("then", []))])
 
 
 def test_real_data():
@@ -75,14 +76,14 @@ def test_table1():
 
 
 @pytest.mark.parametrize("first", ["rloo", "ppo"])
-@pytest.mark.parametrize("budget", ["world", "smoke", "folder"])
+@pytest.mark.parametrize("budget", ["world", "world_short", "smoke", "folder", "folder_short"])
 def test_comparison(budget, first, tmp_path):
     """Every training of every method, with each algorithm for MOSLIM and either of two for the others."""
     others = [name for name in ("rloo", "ppo", "online_dpo") if name != first]
     settings = [f"budget={budget}", f"algorithms=[{','.join([first, *others])}]", "seeds=1", f"output={tmp_path}"]
     if first == "ppo":
         settings.append("methods=[moslim,morlhf,rewarded_soups]")  # GDPO needs groups of answers
-    if budget == "folder":
+    if budget.startswith("folder"):
         settings.append(f"data={tmp_path}")  # a folder; its files are not looked at
     composed = compose_config("compare", settings, path_keys=("output", "data"), open_keys=("sizes",))
     config = parse(composed, CompareConfig)
