@@ -75,10 +75,10 @@ def test_online_dpo_resumes_with_the_beta_it_was_at(trainings, arguments, tmp_pa
     trainings.train("train_policy", *straight)
     fault = {"moment": "prepare", "step": 4}
     job = trainings.start("train", entry="train_policy", arguments=killed, fault=fault)
-    assert trainings.wait(job) == [-signal.SIGKILL] and steps_done(tmp_path / "killed") == 3
+    assert trainings.wait(job) == [-signal.SIGKILL] and metrics(tmp_path / "killed")[-1]["step"] == 3
     trainings.train("train_policy", *killed)
     expected, rows = (metrics(tmp_path / name) for name in ("straight", "killed"))
-    assert rows == expected and len({row["beta"] for row in rows}) == 4
+    assert rows == expected and len({row["beta"] for row in rows if "beta" in row}) == 4
     mine, theirs = (weights(tmp_path / name / "checkpoints" / "step=000004") for name in ("killed", "straight"))
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
