@@ -55,7 +55,8 @@ def test_policy_table(runs):
         check_supervised_settings("train_rm", RewardModelTrainingConfig, [*recipe.reward, *settings])
     for run in recipe.runs.values():
         check_policy_settings([*recipe.policy, *flat(run.settings)])
-        check_policy_settings([*recipe.policy, *flat(run.settings), *flat(run.get("then", []))])
+        if "then" in run:
+            check_policy_settings([*recipe.policy, *flat(run.settings), *flat(run.then)])
 
 
 def test_real_data():
