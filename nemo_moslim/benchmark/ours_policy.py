@@ -19,6 +19,7 @@ from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
 from nemo_moslim.functional.flops import causal_pairs
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
 from nemo_moslim.parallel.layout import data_parallel_place, gather_over_data_ranks, is_rank_zero
+from nemo_moslim.parallel.layout_checks import row_multiple
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.score import asked_levels, forward_micro_batches
 from nemo_moslim.training.rl_batches import deal, policy_batch
@@ -136,7 +137,8 @@ class PolicySide:
         lengths = self._lengths()
         plan = deal(lengths, 1, len(lengths), settings.batch.micro_size, (self.config.seed,))[0]
         rank, ranks = data_parallel_place()
-        batches = [policy_batch(rollout, rows, everything, training.pad_id, 8) for rows in plan[rank::ranks]]
+        multiple = row_multiple(settings.parallel, settings.precision)
+        batches = [policy_batch(rollout, rows, everything, training.pad_id, multiple) for rows in plan[rank::ranks]]
 
         def collect(batch, hidden: torch.Tensor) -> dict:
             temperature, chunk = settings.generation.temperature, settings.batch.logprob_chunk

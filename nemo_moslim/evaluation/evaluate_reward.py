@@ -12,12 +12,11 @@ from nemo_moslim.evaluation.plots import save_confusion_plot, save_reliability_p
 from nemo_moslim.evaluation.reward_accuracy import hard_labels, most_frequent_levels, reward_metrics
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group
+from nemo_moslim.parallel.layout_checks import row_multiple
 from nemo_moslim.parallel.start import start
 from nemo_moslim.rollout.open_model import open_reward_model
 from nemo_moslim.rollout.score import score_rows
 from nemo_moslim.run_folder import write_atomically
-
-TOKEN_MULTIPLE = 8
 
 
 def evaluate_reward(config: EvaluateConfig) -> None:
@@ -38,7 +37,7 @@ def evaluate_reward(config: EvaluateConfig) -> None:
         learnt = hard_labels([row["labels"] for row in load_ratings(config.train, schema)], schema)
         majority_classes = most_frequent_levels(learnt, schema)
     encoder = ChatEncoder(load_tokenizer(tokenizer))
-    multiple = TOKEN_MULTIPLE * (config.parallel.tensor if config.parallel.sequence else 1)
+    multiple = row_multiple(config.parallel, config.precision)
     dataset = RewardDataset.build(
         ratings, schema, encoder, model.config.seq_length, config.long_rows, multiple, origin=config.data
     )

@@ -145,19 +145,24 @@ def check_batch(parallel: ParallelConfig, global_size: int, micro_size: int, rep
     raise ValueError(f"batch.global_size={global_size} is no multiple of {why}: {remedy}")
 
 
-def row_multiple(parallel: ParallelConfig, precision: str, fp8_recipe: str) -> int:
+def row_multiple(parallel: ParallelConfig, precision: str, fp8_recipe: str = "delayed") -> int:
     """Lengths of micro-batches are padded to a multiple of this.
 
-    8 for the matrix units; with FP8 every rank's share of the positions is a multiple of 16, since Transformer Engine's
-    matrix products need that of every dimension. Context parallelism gives every rank two equal pieces of a row,
-    sequence parallelism splits them over tensor ranks, which with `blockwise` scaling gather whole blocks of 128
+    8 for the matrix units of bf16; with FP8 every rank's share of the positions is a multiple of 16, since Transformer
+    Engine's matrix products need that of every dimension. Context parallelism gives every rank two equal pieces of a
+    row, sequence parallelism splits them over tensor ranks, which with `blockwise` scaling gather whole blocks of 128
     (transformer_engine/pytorch/utils.py, assert_dim_for_all_gather).
     """
     splits = parallel.tensor if parallel.sequence else 1
     if precision != "fp8":
-        return parallel.context * lcm(8, splits)
+        return parallel.context * lcm(dtype_multiple(precision), splits, 2 if parallel.context > 1 else 1)
     share = FP8_BLOCK if fp8_recipe == "blockwise" and parallel.sequence else FP8_MULTIPLE
     return parallel.context * splits * share
+
+
+def dtype_multiple(precision: str) -> int:
+    """`row_multiple` where nothing is split: fp32 has no matrix units to suit, and 8 is a tenth of a short row."""
+    return 1 if precision == "fp32" else 8
 
 
 def sequence_multiple(parallel: ParallelConfig) -> int:

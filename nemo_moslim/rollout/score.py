@@ -5,6 +5,7 @@ Shapes: R rows, N heads (preference dimensions), C classes (the sum of all heads
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from math import lcm
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from nemo_moslim.models.reward_model import (
 )
 from nemo_moslim.models.summed_loss import SummedLossModel
 from nemo_moslim.parallel.layout import from_last_stage, sum_over_data_ranks
+from nemo_moslim.parallel.layout_checks import dtype_multiple
 from nemo_moslim.rollout.scorer import Scores, asked_levels, most_likely_levels
 
 
@@ -150,7 +152,8 @@ class LocalRewardModel:
         """
         config = self.model.config
         rows = [dict(prompt=p, response=r, labels={}) for p, r in zip(prompts, responses, strict=True)]
-        multiple = 8 * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
+        splits = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        multiple = lcm(dtype_multiple("bf16" if config.bf16 else "fp32"), splits)
         dataset = RewardDataset.build(
             rows, self.schema, self.encoder, config.seq_length, "cut_response", multiple, origin="rollout"
         )

@@ -15,6 +15,7 @@ from nemo_moslim.batches import PolicyBatch
 from nemo_moslim.data.chat import ChatEncoder, vocabulary_digest
 from nemo_moslim.data.length_batches import evaluation_batches, pad_length, rank_share
 from nemo_moslim.parallel.layout import data_parallel_place, gather_over_data_ranks, is_rank_zero
+from nemo_moslim.parallel.layout_checks import row_multiple
 from nemo_moslim.rollout.open_model import open_critic
 from nemo_moslim.run_folder import checkpoint_name, checkpoints_folder, list_checkpoints, remove_checkpoint
 from nemo_moslim.serve_config import ServeConfig
@@ -115,8 +116,7 @@ class ServedCritic:
         whole = pad_length(len(rows), size * ranks)
         plan = next(evaluation_batches(lengths, whole, size)) if rows else np.full((ranks, size), -1)
         shares = list(rank_share(plan, rank, ranks))
-        parallel = self.config.parallel
-        multiple = 8 * (parallel.tensor if parallel.sequence else 1)
+        multiple = row_multiple(self.config.parallel, self.config.precision)
         return shares, [row_batch([rows[row] if row >= 0 else None for row in share], multiple) for share in shares]
 
 

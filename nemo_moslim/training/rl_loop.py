@@ -21,6 +21,7 @@ from nemo_moslim.data.prompt_dataset import PromptDataset, prompts_of_step
 from nemo_moslim.models.layer_spec import shares_prompts
 from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
 from nemo_moslim.parallel.layout import any_rank, data_parallel_place, is_rank_zero
+from nemo_moslim.parallel.layout_checks import row_multiple
 from nemo_moslim.policy_config import PolicyTrainingConfig
 from nemo_moslim.rollout.collect import VALIDATION_STEP, Collector, step_name
 from nemo_moslim.rollout.remote_score import ServiceError, ServiceUnavailable
@@ -220,7 +221,7 @@ class PolicyTraining:
         unit = math.gcd(group, config.batch.micro_size)
         plan = deal(lengths, unit, config.batch.mini_size, config.batch.micro_size, seed)
         rank, ranks = data_parallel_place()
-        multiple = 8 * (config.parallel.tensor if config.parallel.sequence else 1)
+        multiple = row_multiple(config.parallel, config.precision)
 
         def build(tagged: bool) -> list[list[PolicyBatch]]:
             return [

@@ -151,7 +151,11 @@ def test_batches_that_can_be_dealt_pass():
 @pytest.mark.parametrize(
     ("parallel", "precision", "recipe", "multiple"),
     [
-        (layout(), "fp32", "delayed", 8),
+        (layout(), "fp32", "delayed", 1),
+        (layout(tensor=4), "fp32", "delayed", 1),
+        (layout(tensor=4, sequence=True), "fp32", "delayed", 4),
+        (layout(context=2), "fp32", "delayed", 4),
+        (layout(), "bf16", "delayed", 8),
         (layout(tensor=4), "bf16", "delayed", 8),
         (layout(tensor=4, sequence=True), "bf16", "delayed", 8),
         (layout(tensor=3, sequence=True), "bf16", "delayed", 24),

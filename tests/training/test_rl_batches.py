@@ -79,7 +79,7 @@ def test_a_critic_that_reads_no_tags_learns_the_returns_of_the_same_answers(rl_b
     loop = object.__new__(rl_loop.PolicyTraining)
     loop.config = SimpleNamespace(
         trainer=SimpleNamespace(seed=1), batch=SimpleNamespace(prompts=4, mini_size=2, micro_size=2),
-        parallel=SimpleNamespace(tensor=1, sequence=False),
+        parallel=SimpleNamespace(tensor=1, sequence=False, context=1), precision="fp32",
     )  # fmt: skip
     loop.algorithm = SimpleNamespace(config=SimpleNamespace(critic_reads_preferences=False))
     loop.critic, loop.pad_id, deals = object(), 0, []
