@@ -1,12 +1,14 @@
 """`evaluate.py task=score`: the scores of reward models added to answers."""
 
 import json
+import random
 import time
+from collections import defaultdict
 from pathlib import Path
 
 from nemo_moslim.data.folder import MANIFEST, row_files
 from nemo_moslim.data.ratings import read_checked
-from nemo_moslim.data.rows import RowError, check_prompt
+from nemo_moslim.data.rows import RowError, check_prompt, prompt_key
 from nemo_moslim.evaluation_config import EvaluateConfig
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group, world_size
 from nemo_moslim.parallel.start import start
@@ -17,7 +19,7 @@ from nemo_moslim.run_folder import write_atomically, write_cost
 def score_answers(config: EvaluateConfig) -> None:
     """Add `scores`, dimension -> expected level from 0 to 1, to the rows of a file, or of a folder's files.
 
-    A row's `plain_prompt`, where it has one, is what the reward models read.
+    A row's `plain_prompt`, where it has one, is what the reward models read. `limit` draws prompts of each file.
 
     Raises:
         ValueError: a missing key, a malformed row, reward models that share a dimension.
@@ -35,7 +37,7 @@ def score_answers(config: EvaluateConfig) -> None:
     seconds = 0.0
     for file, output in files.items():
         started = time.perf_counter()
-        rows = scored(scorer, read_checked(file, _answer))
+        rows = scored(scorer, drawn(read_checked(file, _answer), config.limit, config.seed))
         if is_rank_zero():
             seconds += time.perf_counter() - started
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,20 @@ def score_answers(config: EvaluateConfig) -> None:
         manifest = {"task": "score", "input": config.input, "runs": config.runs, "schema": schema}
         write_atomically(target / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     leave_process_group()
+
+
+def drawn(rows: list[dict], limit: int | None, seed: int) -> list[dict]:
+    """Rows of prompts drawn at random, each with all of its rows, until there are `limit` or more; in their order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    of_prompt = defaultdict(list)
+    for index, row in enumerate(rows):
+        of_prompt[prompt_key(row["prompt"])].append(index)
+    prompts, chosen = list(of_prompt.values()), []
+    random.Random(seed).shuffle(prompts)
+    while len(chosen) < limit:
+        chosen += prompts.pop()
+    return [rows[index] for index in sorted(chosen)]
 
 
 def scored(scorer: WeightedScorer, rows: list[dict]) -> list[dict]:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nemo_moslim.baselines.prepare import SCALES
+from nemo_moslim.evaluation.score_answers import drawn
 from nemo_moslim.run_folder import resolve_checkpoint
 
 LEVELS = {"helpfulness": 5, "honesty": 5, "harmless": 2}
@@ -40,6 +41,19 @@ def test_scores_are_expected_levels(scored, trainings, reward_run, rating_dir):
     cost = json.loads((scored / "scores.summary.json").read_text())
     assert cost["ranks"] == 2 and cost["device_seconds"] == pytest.approx(2 * cost["seconds"], abs=0.01)
     assert len(lines(scored / "validation.jsonl")) == 37
+
+
+def test_a_limit_draws_prompts_with_all_of_their_answers():
+    prompts = ["a", " a ", "b", [{"role": "user", "content": "c"}], "b", "d", "a"]
+    rows = [{"prompt": prompt, "response": str(index)} for index, prompt in enumerate(prompts)]
+    assert drawn(rows, None, 1) == drawn(rows, 7, 1) == rows
+    groups, seen = [{"0", "1", "6"}, {"2", "4"}, {"3"}, {"5"}], set()
+    for seed in range(20):
+        found = [row["response"] for row in drawn(rows, 3, seed)]
+        assert found == sorted(found) and 3 <= len(found) <= 5
+        assert all(group <= set(found) or not group & set(found) for group in groups)
+        seen.add(tuple(found))
+    assert len(seen) > 3 and drawn(rows, 3, 7) == drawn(rows, 3, 7)
 
 
 @pytest.fixture(scope="module")
