@@ -228,13 +228,13 @@ class SDPACoreAttention(MegatronModule):
         allowed, is_causal = _allowed_keys(attention_mask, sq, key.size(0), causal, query.device)
         if allowed is not None and key.size(2) != heads:  # else CUDA may hold all scores: its kernel for masks is older
             key, value = (x.repeat_interleave(heads // x.size(2), dim=2) for x in (key, value))
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, N, Sq, D], [B, G, Sk, D]
-        if query.device.type == "cpu":  # its kernel is a tenth faster where a head's positions lie side by side
-            query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        key, value = key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)  # [B, G, Sk, D]
+        if key.device.type == "cpu":  # its kernel is a tenth faster where a head's keys lie side by side
+            key, value = key.contiguous(), value.contiguous()
         dropout = self.dropout if self.training else 0.0
         with self._dropout_rng(dropout):
             context = functional.scaled_dot_product_attention(
-                query,
+                query.permute(1, 2, 0, 3),  # [B, N, Sq, D]
                 key,
                 value,
                 attn_mask=allowed,

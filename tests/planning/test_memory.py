@@ -50,16 +50,15 @@ def test_activations_of_a_mixture_of_experts_by_hand():
 
 def test_a_layer_saves_what_the_formula_says(trainings):
     """Of a layer without Transformer Engine on the CPU, in bf16; the formula is that of Transformer Engine's layers."""
-    hidden, ffn, heads, groups, size, rows = 256, 1344, 8, 2, 32, 2  # feed-forward part as wide as in Qwen2-7B
+    hidden, ffn, heads, size, rows = 256, 1344, 8, 32, 2  # feed-forward part as wide as in Qwen2-7B
     arguments = [f"model.hidden_size={hidden}", f"model.ffn_hidden_size={ffn}", f"model.num_attention_heads={heads}"]
     found = trainings.run("saved_by_a_layer", arguments=arguments, rows=rows, length=64).results()[0]
     known = {  # bytes per token that the local layer saves besides
         "silu of the gate, which the backward pass would else compute again": 2 * ffn,
-        "query and key as the projection gave them, in one storage with the value": 2 * (heads + groups) * size,
         "cosines and sines of the rotary embedding, once for all rows": 2 * 2 * size / rows,
     }
     assert found["saved"] == found["formula"] + sum(known.values())
-    assert found["saved"] == pytest.approx(1.30 * found["formula"], rel=0.005)  # docs/performance.md
+    assert found["saved"] == pytest.approx(1.24 * found["formula"], rel=0.005)  # docs/performance.md
 
 
 @pytest.mark.parametrize(
