@@ -37,17 +37,19 @@ def score_answers(config: EvaluateConfig) -> None:
     seconds = 0.0
     for file, output in files.items():
         started = time.perf_counter()
-        rows = scored(scorer, drawn(read_checked(file, _answer), config.limit, config.seed))
+        given = read_checked(file, _answer)
+        rows = scored(scorer, drawn(given, config.limit, config.seed))
         if is_rank_zero():
             seconds += time.perf_counter() - started
             output.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            print(f"{len(rows)} rows scored, written to {output}")
+            print(f"{len(rows):,} of {len(given):,} rows scored, written to {output}")
     if is_rank_zero():
         write_cost(target / "scores.jsonl" if source.is_dir() else target, seconds, world_size(), 0)
     if is_rank_zero() and (source / MANIFEST).is_file():
         schema = json.loads((source / MANIFEST).read_text())["schema"]  # of the labels
-        manifest = {"task": "score", "input": config.input, "runs": config.runs, "schema": schema}
+        manifest = {"task": "score", "input": config.input, "runs": config.runs, "limit": config.limit}
+        manifest["schema"] = schema
         write_atomically(target / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     leave_process_group()
 
