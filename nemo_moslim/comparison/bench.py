@@ -158,9 +158,10 @@ class Bench:
         """Settings of an online algorithm."""
         return (f"algorithm={name}", *self.budget.algorithms.get(name, []))
 
-    def tagged_policy(self, name: str, seed: int, datatype: int, size: str, algorithm: str) -> Path:
+    def tagged_policy(self, seed: int, datatype: int, size: str, algorithm: str) -> Path:
         """MOSLIM's one policy; its tags are the DataType's, and so are its reward model's levels."""
-        algorithm = algorithm or self.config.algorithms[0]
+        algorithm, size = algorithm or self.config.algorithms[0], size or self.first_size
+        name = full_name(algorithm, size, datatype)  # the same whichever size and algorithm are the first
         chosen = (*self.algorithm(algorithm), *self.budget.moslim.get(algorithm, []))
         return self.online_policy(name, seed, self.prompts(datatype), [self.reward_model(datatype, size)], *chosen)
 
@@ -216,6 +217,11 @@ class Bench:
             "judge", "evaluation", "train_rm.py", f"model.init={self.language_model()}", f"data={self.ratings()}",
             f"preferences=datatype{RIVALS_DATATYPE}", *self.budget.reward, "trainer.seed=1001",
         )  # fmt: skip
+
+
+def full_name(algorithm: str, size: str, datatype: int) -> str:
+    """One of several MOSLIMs."""
+    return f"moslim-{algorithm}-{size}-datatype{datatype}"
 
 
 def listed(paths: Iterable[Path | str]) -> str:

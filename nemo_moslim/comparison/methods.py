@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
-from nemo_moslim.comparison.bench import RIVALS_DATATYPE, Bench, Point, listed, mapped, schema_of, short
+from nemo_moslim.comparison.bench import RIVALS_DATATYPE, Bench, Point, full_name, listed, mapped, schema_of, short
 
 LINE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # along which soups of two policies are checked
 
@@ -17,7 +17,7 @@ def moslim(
     bench: Bench, seed: int, *, name: str = "moslim", datatype: int = 4, size: str = "", algorithm: str = ""
 ) -> list[Point]:
     """One multi-head reward model, one policy that reads tags."""
-    return tagged_points(bench, name, seed, bench.tagged_policy(name, seed, datatype, size, algorithm), datatype)
+    return tagged_points(bench, name, seed, bench.tagged_policy(seed, datatype, size, algorithm), datatype)
 
 
 def morlhf(bench: Bench, seed: int) -> list[Point]:
@@ -135,7 +135,7 @@ METHODS: dict[str, Callable[[Bench, int], list[Point]]] = {
 def variant_name(size: str, algorithm: str, datatype: int, base: tuple[str, str]) -> str:
     """A MOSLIM's name in the results; "moslim" for the one with the first size and algorithm on DataType 4."""
     is_moslim = (size, algorithm) == base and datatype == RIVALS_DATATYPE
-    return "moslim" if is_moslim else f"moslim-{algorithm}-{size}-datatype{datatype}"
+    return "moslim" if is_moslim else full_name(algorithm, size, datatype)
 
 
 def moslim_variants(bench: Bench) -> dict[str, dict]:

@@ -123,7 +123,7 @@ def test_a_changed_setting_gives_new_folders_from_there_on(tmp_path):
     before, after = (dict(zip(names(b.study.stages.values()), b.study.stages, strict=True)) for b in (one, other))
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"reward-tiny-datatype4", "moslim-seed1", "answers-moslim-seed1"}
+    assert changed == {"reward-tiny-datatype4", "moslim-rloo-tiny-datatype4-seed1", "answers-moslim-seed1"}
 
 
 def test_defaults_files_and_versions_count(tmp_path, monkeypatch):
@@ -170,6 +170,16 @@ def test_variants_of_moslim(tmp_path):
     assert "model=small" not in wide.settings and any("/sft-wide-" in setting for setting in wide.settings)
     policy = next(s for s in bench.study.stages.values() if s.folder.name.startswith("moslim-rloo-wide-datatype4"))
     assert any(setting.startswith("policy=") and "/sft-tiny-" in setting for setting in policy.settings)
+
+
+def test_another_first_algorithm_or_size_trains_nothing_anew(tmp_path):
+    def policies(*overrides):
+        bench, _ = plan(tmp_path, "seeds=1", "methods=[moslim]", *overrides)
+        return {stage.folder.name for stage in bench.study.stages.values() if stage.kind == "policy"}
+
+    both = policies("algorithms=[rloo,ppo]")
+    assert len(both) == 2 and policies("algorithms=[ppo,rloo]") == both
+    assert policies("algorithms=[ppo]") < both and policies() == both - policies("algorithms=[ppo]")
 
 
 def test_settings_that_an_entry_point_lacks_are_refused_at_the_start(tmp_path):
