@@ -113,7 +113,8 @@ def _compose(config_name: str, line: CommandLine, open_keys: Sequence[str]) -> A
             raise ValueError(_missing_choice(error)) from error
         except OverrideParseException as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"cannot read the setting {error.override!r}: {reason}; quote its value") from error
+            remedy = "quote its value (in a list of settings each of them: \"key=['a=1','b=2']\")"
+            raise ValueError(f"cannot read the setting {error.override!r}: {reason}; {remedy}") from error
         except ConfigCompositionException as error:
             unknown = re.search(r"Could not (?:override|append to|delete from) '([^']+)'", str(error))
             unknown = unknown or re.search(r"Could not delete from config\.\s*'([^']+)'", str(error))

@@ -37,7 +37,7 @@ def test_overrides_reach_the_config():
         ("~seed", "cannot take '~seed'"),
         ("foo", "cannot read 'foo'"),
         ("--foo", "unknown option '--foo'"),
-        ("source=[a", "cannot read the setting 'source=\\[a'"),
+        ("source=[a", "cannot read the setting 'source=\\[a'.*in a list of settings each of them"),
     ],
 )
 def test_user_errors_name_what_is_wrong(argument, match):

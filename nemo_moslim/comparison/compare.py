@@ -98,7 +98,7 @@ def write_report(folder: Path, config: CompareConfig, numbers: Numbers, settings
         ("Mean levels and fronts", plot_fronts(numbers, folder / "fronts.png")),
         ("Cost", plot_costs(numbers, folder / "cost.png")),
     ]
-    title = f"{', '.join(config.methods)} on {Path(config.data).name}, {config.seeds} seeds"
+    title = f"{', '.join(config.methods)} on {Path(config.data).name}, seeds={config.seeds}"
     report = folder / "report.html"
     write_atomically(report, html_page(title, made, tables, pictures, settings))
     print_tables(tables)
@@ -127,7 +127,7 @@ def made_by(provenance: dict) -> str:
     """The provenance as one line."""
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     commit = f", commit {provenance['commit']}" if provenance["commit"] else ""
-    return f"Made {provenance['made']} on {provenance['machine']}, {provenance['ranks']} ranks; {versions}{commit}."
+    return f"Made {provenance['made']} on {provenance['machine']}, ranks={provenance['ranks']}; {versions}{commit}."
 
 
 def print_tables(tables: list[Table]) -> None:
