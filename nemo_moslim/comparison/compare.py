@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from nemo_moslim import __version__
@@ -42,7 +43,8 @@ def compare(config: CompareConfig) -> Path:
     study.execute()
     numbers = all_numbers(study, entries, bench.schema, bench.grid, config.bootstrap_samples)
     numbers["provenance"] = provenance(study)
-    return write_report(folder, config, numbers, settings)
+    with FileLock(folder / "locks" / "report"):  # of processes that share a comparison
+        return write_report(folder, config, numbers, settings)
 
 
 def check_files(config: CompareConfig) -> None:
