@@ -1,26 +1,49 @@
-"""What a policy's run began with, and must find again when it is resumed."""
+"""What a run began with, and must find again when it is resumed. A run directory among it stands for the checkpoint
+that it names now."""
 
+import json
 from pathlib import Path
 
+from nemo_moslim.config import SupervisedConfig
 from nemo_moslim.policy_config import PolicyTrainingConfig, is_service
-from nemo_moslim.run_folder import is_run, resolve_checkpoint
+from nemo_moslim.run_folder import is_run, resolve_checkpoint, write_atomically
+
+START_FILE = "start.json"  # of a supervised run; a policy's run keeps it with every checkpoint
 
 
 def starting_points(config: PolicyTrainingConfig) -> dict:
-    """The folders of models and data, and the seed; JSON, kept with every checkpoint.
-
-    A run directory stands for the checkpoint that it names now. A service's address is not among them: it may move.
-    """
-
-    def place(path: str) -> str:
-        return str((resolve_checkpoint(path) if is_run(path) else Path(path)).resolve())
-
+    """The folders of models and data, and the seed; JSON. A service's address is not among them: it may move."""
     return {
-        "policy": place(config.policy),
-        "reward": [place(path) for path in config.reward if not is_service(path)],
-        "data": place(config.data),
+        "policy": _place(config.policy),
+        "reward": [_place(path) for path in config.reward if not is_service(path)],
+        "data": _place(config.data),
         "trainer.seed": config.trainer.seed,
     }
+
+
+def supervised_starting_points(config: SupervisedConfig) -> dict:
+    """The same of a training on fixed data: where its weights came from, the data, the seed and the loss; JSON."""
+    return {
+        "model.init": _place(config.model.init) if config.model.init else None,
+        "data": _place(config.data),
+        "trainer.seed": config.trainer.seed,
+        "loss": getattr(config, "loss", None),
+    }
+
+
+def _place(path: str) -> str:
+    return str((resolve_checkpoint(path) if is_run(path) else Path(path)).resolve())
+
+
+def write_start(run_dir: Path, start: dict) -> None:
+    """Keep what a supervised run begins with."""
+    write_atomically(run_dir / START_FILE, json.dumps(start, indent=1) + "\n")
+
+
+def read_start(run_dir: Path) -> dict:
+    """What a supervised run began with; {} for one that does not tell."""
+    file = run_dir / START_FILE
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def check_starting_points(then: dict, now: dict, run_dir: str) -> None:

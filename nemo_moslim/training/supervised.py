@@ -43,6 +43,12 @@ from nemo_moslim.training.data_module import StepDataModule
 from nemo_moslim.training.experiment_loggers import experiment_loggers
 from nemo_moslim.training.final_checkpoint import make_final_checkpoints
 from nemo_moslim.training.optimizer import optimizer_module
+from nemo_moslim.training.starting_points import (
+    check_starting_points,
+    read_start,
+    supervised_starting_points,
+    write_start,
+)
 from nemo_moslim.training.strategy import megatron_strategy, overlap_callbacks, precision_plugin
 from nemo_moslim.training.telemetry import Telemetry, write_summary
 
@@ -198,10 +204,19 @@ class SupervisedSetup:
         """Build everything, resume where the run directory holds a checkpoint, train, and write summary.json.
 
         `seconds_before` are those of phases that came before, for the summary.
+
+        Raises:
+            ValueError: the run began with other weights, data, seed or loss.
         """
         config, run_dir = self.config, Path(self.config.run_dir)
+        resumable = list_checkpoints(run_dir, with_optimizer=True)
+        start = supervised_starting_points(config)
+        if resumable:
+            check_starting_points(read_start(run_dir), start, config.run_dir)
         if is_rank_zero():
             run_dir.mkdir(parents=True, exist_ok=True)
+            if not resumable:
+                write_start(run_dir, start)
             write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_plain(config))))
         if model_config.num_moe_experts:
             # megatron-core sums the router's loss over tokens, and the step divides by what the loss counts; where
@@ -214,7 +229,6 @@ class SupervisedSetup:
             tokenizer=nemo_tokenizer(self.tokenizer_folder),
         )
         check_monitor(config.trainer.monitor, model.metrics(torch.ones(model.sums_size)))
-        resumable = list_checkpoints(run_dir, with_optimizer=True)
         if self.source and not resumable:
             model.load_initial_weights = self.source.load_into
             self._announce_heads(Heads.of(model_config))

@@ -1,11 +1,13 @@
 """A run goes on from what it began with."""
 
+import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 
 from nemo_moslim.run_folder import mark_best
-from nemo_moslim.training.starting_points import check_starting_points, starting_points
+from nemo_moslim.training.starting_points import check_starting_points, read_start, starting_points, write_start
 
 SERVICE, MOVED = "http://a:8000", "http://b:9000"
 
@@ -52,3 +54,30 @@ def test_a_service_may_move_and_an_old_checkpoint_tells_nothing(tmp_path):
         check_starting_points(began, points(tmp_path, reward=reward), "run")
     check_starting_points(points(tmp_path, reward=["q"]), points(tmp_path, reward=[MOVED]), "run")
     check_starting_points({}, began, "run")
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ("trainer.seed=2", r"trainer\.seed was 1 when"),
+        ("loss=joint", "loss was per_head when"),
+        ("data={other}", "data was .* when"),
+        ("model.init=null", r"model\.init was .* when"),
+    ],
+)
+def test_a_reward_models_run_is_not_resumed_as_another(
+    trainings, reward_run, reward_arguments, tokenizer_dir, rating_dir, tmp_path, changed, key
+):
+    shutil.copytree(rating_dir, tmp_path / "other")
+    before = {path: path.read_bytes() for path in reward_run.rglob("*") if path.is_file()}
+    settings = [*reward_arguments, f"run_dir={reward_run}", f"tokenizer={tokenizer_dir}"]
+    job = trainings.start("train", 1, entry="train_rm", arguments=[*settings, changed.format(other=tmp_path / "other")])
+    assert trainings.wait(job) != [0]
+    assert re.search(key, " ".join(job.output().split()))
+    assert {path: path.read_bytes() for path in reward_run.rglob("*") if path.is_file()} == before
+
+
+def test_a_supervised_run_that_does_not_tell_what_it_began_with_is_believed(tmp_path):
+    assert read_start(tmp_path) == {}
+    write_start(tmp_path, {"data": "a", "model.init": None})
+    assert read_start(tmp_path) == {"data": "a", "model.init": None}
