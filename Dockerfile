@@ -23,7 +23,7 @@ RUN python -m pip install --no-cache-dir --no-deps nemo_toolkit==2.7.3 megatron-
 
 # What the base may lack, with what they need in turn; nothing that the base has is moved
 RUN python -m pip list --format=freeze > /tmp/base.txt \
-    && python -m pip install --no-cache-dir --constraint /tmp/base.txt fastapi uvicorn prometheus_client moocore \
+    && python -m pip install --no-cache-dir --constraint /tmp/base.txt fastapi uvicorn prometheus_client moocore pytest pytest-timeout \
     && rm /tmp/base.txt
 
 COPY . /opt/nemo_moslim

@@ -68,7 +68,8 @@ real-reward-model: $(READY)
 	@test -n "$(DATA)" || { echo "error: DATA is not set: give DATA=DIR with train.parquet and valid.parquet" >&2; exit 2; }
 	$(BIN)/python examples/real_reward_model.py data="$(DATA)" output="$(RUN)"
 
-# make real-policy DATA=DIR RUN=DIR   DIR holds ratings/, prompts/ and sft/ (conf/real_policy.yaml)
+# make real-policy DATA=DIR RUN=DIR   DIR holds the files that conf/real_policy.yaml names; for others give their names to
+# examples/real_policy.py: data=DIR output=RUN 'sft_files=[sft/mine.jsonl]' train_prompts=FILE test_prompts=FILE
 real-policy: $(READY)
 	@test -n "$(DATA)" || { echo "error: DATA is not set: give DATA=DIR with ratings/, prompts/ and sft/" >&2; exit 2; }
 	$(BIN)/python examples/real_policy.py data="$(DATA)" output="$(RUN)"

@@ -22,7 +22,7 @@ def main(config):
     checked = parse(config, ServeConfig)
     missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
     if missing:
-        raise ValueError(f"{', '.join(missing)} not installed: pip install -e .[serve]")
+        raise ValueError(f"{', '.join(missing)} not installed: pip install -e '.[serve]'")
     quiet_libraries()
     from nemo_moslim.serving.serve import serve
 

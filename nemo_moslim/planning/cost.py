@@ -25,6 +25,7 @@ class Rates:
     network: float
     host: float
     launch: float  # seconds: of one layer's kernels
+    latency: float  # seconds: of a small message between GPUs
     node: int  # GPUs
 
     @classmethod
@@ -37,6 +38,7 @@ class Rates:
             network=gpu.network_gigabytes_per_second * GIGA * assumed.network,
             host=gpu.host_gigabytes_per_second * GIGA * assumed.host,
             launch=assumed.launch_microseconds * MICRO,
+            latency=assumed.latency_microseconds * MICRO,
             node=gpu.gpus_per_node,
         )
 
@@ -170,10 +172,11 @@ def update_seconds(stage: StageSeconds, gradients: tuple[float, float], stages: 
 def decode_seconds(shape: ModelShape, layout: Layout, rates: Rates, rows: float, length: float) -> float:
     """One token for `rows` answers, whose cache holds `length` tokens each: all stages, one after the other.
 
-    A stage reads its weights (of the experts, those that the rows of all expert-parallel ranks hit) and its cache, or
-    computes, whichever takes longer, and no less than the launches of its kernels.
+    A layer reads its weights (of the experts, those that the rows of all expert-parallel ranks hit) and its cache, or
+    computes, whichever takes longer, then exchanges what tensor and expert parallelism need, and takes no less than the
+    launches of its kernels. Between stages go the hidden states, and the token that is drawn goes back to all of them.
     """
-    t = layout.tensor
+    t, stages = layout.tensor, layout.pipeline
     weights = shape.attention_parameters + shape.ffn_parameters
     if shape.experts:
         hit = 1 - (1 - shape.experts_per_token / shape.experts) ** (rows * layout.expert)
@@ -183,6 +186,10 @@ def decode_seconds(shape: ModelShape, layout: Layout, rates: Rates, rows: float,
     reading = (BF16 * weights + cache) / t / rates.memory
     computing = rows * (2 * (shape.attention_parameters + shape.ffn_parameters) + 2 * attention_flops(shape, length))
     computing += repeated_flops(shape, layout, rows)
-    layer = max(reading, computing / (t * rates.flops), rates.launch)
+    messages = 2 * (t > 1) + 2 * bool(shape.experts and layout.expert > 1)
+    exchange = tensor_seconds(shape, layout, rates, rows) + expert_seconds(shape, layout, rates, rows)
+    busy = max(reading, computing / (t * rates.flops)) + exchange + messages * rates.latency
     vocabulary = BF16 * shape.hidden * shape.vocab / t / rates.memory
-    return shape.layers * layer + vocabulary
+    hop = rates.latency + BF16 * rows * shape.hidden / rates.ring(stages, t * layout.data)
+    between = (stages - 1) * hop + rates.latency if stages > 1 else 0.0
+    return shape.layers * max(busy, rates.launch) + vocabulary + between

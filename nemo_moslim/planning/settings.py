@@ -92,12 +92,13 @@ class AssumedConfig:
     network: float
     host: float
     launch_microseconds: float
+    latency_microseconds: float
     reserved_gigabytes: float
 
     def __post_init__(self):
         for name in ("compute", "memory", "nvlink", "network", "host"):
             require(0 < getattr(self, name) <= 1, f"assumed.{name}", getattr(self, name), "a share in (0, 1]")
-        for name in ("launch_microseconds", "reserved_gigabytes"):
+        for name in ("launch_microseconds", "latency_microseconds", "reserved_gigabytes"):
             require(getattr(self, name) >= 0, f"assumed.{name}", getattr(self, name), "0 or more")
 
 

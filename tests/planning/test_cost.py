@@ -8,7 +8,7 @@ from nemo_moslim.planning.memory import Shard
 from nemo_moslim.planning.settings import AssumedConfig, GpuConfig
 from nemo_moslim.planning.shape import Layout, ModelShape
 
-RATES = Rates(flops=1000.0, memory=100.0, nvlink=50.0, network=5.0, host=2.0, launch=0.0, node=8)
+RATES = Rates(flops=1000.0, memory=100.0, nvlink=50.0, network=5.0, host=2.0, launch=0.0, latency=0.0, node=8)
 DENSE = ModelShape(layers=4, hidden=8, heads=4, groups=2, head_size=2, ffn=16, vocab=32)
 EXPERTS = dataclasses.replace(DENSE, experts=8, experts_per_token=2, expert_ffn=4, shared_ffn=6)
 WHOLE = Layout(tensor=1, pipeline=1, expert=1, data=1, micro_size=1, recompute="none")
@@ -17,8 +17,8 @@ SPLIT = dataclasses.replace(WHOLE, tensor=2, pipeline=2)
 
 def test_rates_are_shares_of_the_peak():
     gpu = GpuConfig("made", 80, 2.0, 3000, 400, 50, 60, 8, 2000)
-    rates = Rates.of(gpu, AssumedConfig(0.5, 0.5, 0.25, 0.5, 0.1, 300, 6))
-    assert rates == Rates(1e12, 1.5e12, 1e11, 2.5e10, 6e9, pytest.approx(3e-4), 8)
+    rates = Rates.of(gpu, AssumedConfig(0.5, 0.5, 0.25, 0.5, 0.1, 300, 20, 6))
+    assert rates == Rates(1e12, 1.5e12, 1e11, 2.5e10, 6e9, pytest.approx(3e-4), pytest.approx(2e-5), 8)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_in_generation_experts_compute_and_gather_what_every_tensor_parallel_ran
     assert cost.tensor_seconds(EXPERTS, layout, RATES, tokens=5) == pytest.approx(6 * 80 / 50)
     chosen = 2 * 3 * 8 * 4  # weights of two experts
     assert EXPERTS.chosen_parameters == chosen and DENSE.chosen_parameters == 0
-    fast_memory = dataclasses.replace(RATES, memory=1e9)
+    fast_memory = dataclasses.replace(RATES, memory=1e9, nvlink=1e12)
     training, generation = (
         cost.decode_seconds(EXPERTS, place, fast_memory, rows=3, length=7)
         for place in (dataclasses.replace(SPLIT, pipeline=1), layout)
@@ -154,7 +154,7 @@ def test_decoding_reads_weights_and_cache_or_computes():
 
 
 def test_decoding_reads_the_experts_that_rows_hit():
-    slow_memory = dataclasses.replace(RATES, memory=1.0, flops=1e9)
+    slow_memory = dataclasses.replace(RATES, memory=1.0, flops=1e9, nvlink=1e12)
 
     def weights(rows, expert):
         layout = dataclasses.replace(WHOLE, expert=expert, data=expert)
@@ -165,3 +165,25 @@ def test_decoding_reads_the_experts_that_rows_hit():
     assert weights(rows=1, expert=1) == pytest.approx(always + 2 * 96)  # one token takes two experts
     assert weights(rows=10_000, expert=1) == pytest.approx(always + 8 * 96)
     assert weights(rows=10_000, expert=4) == pytest.approx(always + 2 * 96)
+
+
+def test_decoding_exchanges_within_layers_and_between_stages():
+    quick = dataclasses.replace(RATES, memory=1e12, flops=1e12)
+    late = dataclasses.replace(quick, latency=0.5)
+
+    def seconds(shape, layout, rates=quick):
+        return cost.decode_seconds(shape, layout, rates, rows=3, length=7)
+
+    assert seconds(DENSE, WHOLE, late) == pytest.approx(0, abs=1e-6)
+    tensor = dataclasses.replace(WHOLE, tensor=2)
+    # two all-reduces of 3 rows of 16 bytes in each of 4 layers, half of it each way
+    assert seconds(DENSE, tensor) == pytest.approx(4 * 2 * 48 / 50)
+    assert seconds(DENSE, tensor, late) - seconds(DENSE, tensor) == pytest.approx(4 * 2 * 0.5)
+    pipeline = dataclasses.replace(WHOLE, pipeline=4)
+    assert seconds(DENSE, pipeline) == pytest.approx(3 * 48 / 50)
+    assert seconds(DENSE, pipeline, late) - seconds(DENSE, pipeline) == pytest.approx((3 + 1) * 0.5)  # and the token
+    expert = dataclasses.replace(WHOLE, expert=4, data=4)
+    assert seconds(EXPERTS, expert) == pytest.approx(4 * 2 * 96 * 3 / 4 / 50)  # two copies of 3 rows of 16 bytes
+    assert seconds(EXPERTS, expert, late) - seconds(EXPERTS, expert) == pytest.approx(4 * 2 * 0.5)
+    launched = dataclasses.replace(late, launch=3.0)  # a layer's messages travel while the next kernels are launched
+    assert seconds(DENSE, tensor, launched) == pytest.approx(4 * 3.0)

@@ -76,6 +76,7 @@ def training(case: str, arguments: list[str]) -> RewardModelTrainingConfig | Pol
 def test_default_settings_are_accepted(given, case):
     config, model = training(case, given[case]), CASES[case][3]
     assert config.optimizer.lr <= 1e-5 and config.precision == "bf16"  # of the paper, not of the tiny models
+    assert (config.model.max_length if is_reward_model(case) else config.max_length) == 4096  # as the planner's, below
     for size in [ranks(case), *CASES[case][4]]:
         if is_reward_model(case):
             planned = parse(compose_config("plan", [f"model={model}"]), PlanConfig)
