@@ -3,8 +3,6 @@
 import json
 import os
 import platform
-import shutil
-import subprocess
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,6 @@ from pathlib import Path
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from nemo_moslim import __version__
 from nemo_moslim.comparison.bench import Bench, Point
 from nemo_moslim.comparison.methods import METHODS, moslim, moslim_variants, start
 from nemo_moslim.comparison.page import html_page
@@ -108,19 +105,16 @@ def write_report(folder: Path, config: CompareConfig, numbers: Numbers, settings
 
 
 def provenance(study: Study) -> dict:
-    """When, where and with what the report was made: versions that the trainings ran with, machine, commit, time."""
-    summaries = [study.summary(stage) for stage in study.stages.values()]
-    versions = next((s["versions"] for s in reversed(summaries) if "versions" in s), {"nemo_moslim": __version__})
-    checkout, git = Path(__file__).parents[2], shutil.which("git")
-    commit = None
-    if git and (checkout / ".git").exists():
-        command = [git, "-C", str(checkout), "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    """When, where and with what the report was made; of each package all versions that its trainings ran with."""
+    found: dict[str, list[str]] = {}
+    for stage in study.stages.values():
+        for name, version in study.summary(stage).get("versions", {}).items():
+            if version not in found.setdefault(name, []):
+                found[name].append(version)
     return {
-        "versions": versions,
+        "versions": {name: " and ".join(versions) for name, versions in found.items()},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "ranks": study.ranks,
-        "commit": commit,
         "made": datetime.now(timezone.utc).isoformat(timespec="minutes"),
     }
 
@@ -128,8 +122,7 @@ def provenance(study: Study) -> dict:
 def made_by(provenance: dict) -> str:
     """The provenance as one line."""
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    commit = f", commit {provenance['commit']}" if provenance["commit"] else ""
-    return f"Made {provenance['made']} on {provenance['machine']}, ranks={provenance['ranks']}; {versions}{commit}."
+    return f"Made {provenance['made']} on {provenance['machine']}, ranks={provenance['ranks']}; {versions}."
 
 
 def print_tables(tables: list[Table]) -> None:

@@ -28,7 +28,9 @@ class Commands:
             return 3
         if script.name.startswith("train_"):
             target.mkdir(parents=True, exist_ok=True)
-            (target / "summary.json").write_text(json.dumps({"device_seconds": 2.0, "answers": 4, "steps": 3}))
+            versions = {"torch": "2", "commit": "before" if script.name == "train_sft.py" else "after"}
+            summary = {"device_seconds": 2.0, "answers": 4, "steps": 3, "versions": versions}
+            (target / "summary.json").write_text(json.dumps(summary))
         elif settings.get("task", "").endswith("_pairs"):
             target.mkdir(parents=True)
             (target / "manifest.json").write_text(json.dumps({"rows": {"train": 20}}))
@@ -72,7 +74,8 @@ def test_the_report_of_all_methods_and_that_nothing_runs_twice(tmp_path, monkeyp
     assert efforts["morlhf"] == {"online steps planned": 2, "online steps done": 6, "answers": 8, "pairs": 0}
     assert efforts["cdpo"] == {"offline steps planned": 7, "offline steps done": 6, "answers": 8, "pairs": 20}
     assert costs["start"]["all"] == 4.0 and efforts["start"] == {"pairs": 0}
-    assert numbers["provenance"]["versions"]["nemo_moslim"] in report.read_text()
+    assert numbers["provenance"]["versions"] == {"torch": "2", "commit": "before and after"}
+    assert "torch 2, commit before and after" in report.read_text()
     assert report.read_text().count("<table>") == 11 and (tmp_path / "fronts.png").is_file()
     assert len(list((tmp_path / "tables").glob("*.csv"))) == 11 and "Table 8" in (tmp_path / "report.md").read_text()
     assert "Hypervolume" in capsys.readouterr().out
