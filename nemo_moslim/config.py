@@ -33,12 +33,15 @@ class ParallelConfig:
     virtual_pipeline: int | None
     context: int
     expert: int
+    expert_tensor: int | None
     sequence: bool
     tensor_overlap: bool
     moe_dispatcher: str
 
     def __post_init__(self):
         positive("parallel.", self, "tensor", "pipeline", "context", "expert")
+        require(self.expert_tensor is None or self.expert_tensor > 0, "parallel.expert_tensor", self.expert_tensor,
+                "null (as parallel.tensor), or 1 or more")  # fmt: skip
         chunks = self.virtual_pipeline
         require(chunks is None or chunks > 1, "parallel.virtual_pipeline", chunks, "null, or 2 or more parts per stage")
         one_of("parallel.moe_dispatcher", self.moe_dispatcher, MOE_DISPATCHERS)
@@ -46,6 +49,11 @@ class ParallelConfig:
             require(
                 self.tensor > 1, "parallel.sequence", True, "parallel.tensor > 1 with it, or parallel.sequence=false"
             )
+
+    @property
+    def expert_slices(self) -> int:
+        """Ranks that one expert is split over."""
+        return self.tensor if self.expert_tensor is None else self.expert_tensor
 
 
 @dataclass

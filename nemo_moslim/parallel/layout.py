@@ -59,6 +59,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_slices,
         distributed_timeout_minutes=timeout / timedelta(minutes=1),
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

@@ -12,6 +12,7 @@ from nemo_moslim.config import ParallelConfig
 
 Architecture = Mapping[str, int | None]
 
+EXPERT_WIDTH = "moe_ffn_hidden_size"
 FP8_MULTIPLE = 16  # of every dimension of a matrix product in FP8; transformer_engine/pytorch/utils.py
 FP8_BLOCK = 128  # values that share a scale with fp8_recipe=blockwise; float8_blockwise_tensor.py beside that file
 
@@ -25,14 +26,14 @@ def check_model(parallel: ParallelConfig, architecture: Architecture) -> None:
     """
     _check_tensor(parallel, architecture)
     _check_pipeline(parallel, architecture["num_layers"])
-    _check_experts(parallel, architecture.get("num_moe_experts"))
+    _check_experts(parallel, architecture.get("num_moe_experts"), architecture.get(EXPERT_WIDTH))
 
 
 def tensor_sizes(architecture: Architecture) -> dict[str, int]:
-    """What tensor parallelism splits, by name."""
+    """What tensor parallelism splits, by name; the experts where `expert_tensor` says nothing else."""
     names = ["num_attention_heads", "num_query_groups", "vocab_size"]
     if architecture.get("num_moe_experts"):
-        names += ["moe_ffn_hidden_size", "moe_shared_expert_intermediate_size"]
+        names += [EXPERT_WIDTH, "moe_shared_expert_intermediate_size"]
     else:
         names.append("ffn_hidden_size")
     return {name: architecture[name] for name in names if architecture.get(name)}
@@ -40,6 +41,8 @@ def tensor_sizes(architecture: Architecture) -> dict[str, int]:
 
 def _check_tensor(parallel: ParallelConfig, architecture: Architecture) -> None:
     sizes = tensor_sizes(architecture)
+    if parallel.expert_tensor is not None:
+        sizes.pop(EXPERT_WIDTH, None)
     for name, size in sizes.items():
         if size % parallel.tensor:
             remedy = use("parallel.tensor", parallel.tensor, divisors(gcd(*sizes.values())))
@@ -65,14 +68,21 @@ def _check_pipeline(parallel: ParallelConfig, layers: int) -> None:
         )
 
 
-def _check_experts(parallel: ParallelConfig, experts: int | None) -> None:
+def _check_experts(parallel: ParallelConfig, experts: int | None, width: int | None) -> None:
     if not experts:
-        if parallel.expert > 1:
-            raise ValueError(f"parallel.expert={parallel.expert}: the model has no experts: use parallel.expert=1")
+        for key, value, unset in (("expert", parallel.expert, 1), ("expert_tensor", parallel.expert_tensor, None)):
+            if value != unset:
+                remedy = f"use parallel.{key}={_yaml(unset)}"
+                raise ValueError(f"parallel.{key}={value}: the model has no experts: {remedy}")
         return
     if experts % parallel.expert:
         remedy = use("parallel.expert", parallel.expert, divisors(experts))
         raise ValueError(f"parallel.expert={parallel.expert} does not divide num_moe_experts={experts}: {remedy}")
+    if width % parallel.expert_slices:
+        remedy = use("parallel.expert_tensor", parallel.expert_slices, divisors(width))
+        raise ValueError(
+            f"parallel.expert_tensor={parallel.expert_slices} does not divide {EXPERT_WIDTH}={width}: {remedy}"
+        )
     if parallel.tensor > 1 and not parallel.sequence:
         raise ValueError(
             f"parallel.sequence=false: a mixture of experts with parallel.tensor={parallel.tensor} needs sequence "
@@ -112,16 +122,23 @@ def check_ranks(parallel: ParallelConfig, ranks: int) -> int:
     """Ranks left for data parallelism, once they can also hold the experts.
 
     Raises:
-        ValueError: as `data_parallel_size`, or expert parallelism that does not divide data x context parallel ranks
-            (megatron-core spreads experts over these).
+        ValueError: as `data_parallel_size`, or expert parallelism that does not divide the ranks of a pipeline stage
+            over those that split an expert (megatron-core spreads experts over these).
     """
     replicas = data_parallel_size(parallel, ranks)
-    hosts = replicas * parallel.context
+    stage, slices = ranks // parallel.pipeline, parallel.expert_slices
+    if stage % slices:
+        remedy = use("parallel.expert_tensor", slices, divisors(stage))
+        raise ValueError(
+            f"parallel.expert_tensor={slices} does not divide the {stage} ranks of a pipeline stage: {remedy}"
+        )
+    hosts = stage // slices
     if hosts % parallel.expert:
         fitting = divisors(gcd(hosts, parallel.expert))  # these divide the experts too
         remedy = use("parallel.expert", parallel.expert, fitting)
+        split = "tensor" if parallel.expert_tensor is None else "expert_tensor"
         raise ValueError(
-            f"parallel.expert={parallel.expert} does not divide the {hosts} ranks that tensor={parallel.tensor} x "
+            f"parallel.expert={parallel.expert} does not divide the {hosts} ranks that {split}={slices} x "
             f"pipeline={parallel.pipeline} leave of {ranks}: {remedy}"
         )
     return replicas

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nemo_moslim.checks import divisors, use
 from nemo_moslim.config import ParallelConfig
-from nemo_moslim.parallel.layout_checks import FP8_BLOCK, FP8_MULTIPLE, Architecture, tensor_sizes
+from nemo_moslim.parallel.layout_checks import EXPERT_WIDTH, FP8_BLOCK, FP8_MULTIPLE, Architecture, tensor_sizes
 
 FP8_FROM = (8, 9)  # Ada; transformer_engine/pytorch/quantization.py, check_fp8_support
 BLOCKWISE_FROM = (9, 0)  # Hopper; the same file, check_fp8_block_scaling_support
@@ -115,6 +115,15 @@ def _check_fp8_sizes(parallel: ParallelConfig, architecture: Architecture) -> No
                 f"{name}={width // FP8_MULTIPLE * FP8_MULTIPLE + FP8_MULTIPLE}"
             )
     split = {name: width for name, width in fp8_widths(architecture).items() if name != "hidden_size"}
+    if parallel.expert_tensor is not None and (width := split.pop(EXPERT_WIDTH, None)):
+        slices = parallel.expert_slices
+        if width // slices % FP8_MULTIPLE:
+            fitting = [ranks for ranks in divisors(slices) if width % (ranks * FP8_MULTIPLE) == 0]
+            remedy = use("parallel.expert_tensor", slices, fitting)
+            raise ValueError(
+                f"precision=fp8: parallel.expert_tensor={slices} leaves {width // slices} of {EXPERT_WIDTH}={width} on "
+                f"a rank, no multiple of {FP8_MULTIPLE}: {remedy}, or precision=bf16"
+            )
     for name, width in split.items():
         if width // parallel.tensor % FP8_MULTIPLE:
             fitting = [

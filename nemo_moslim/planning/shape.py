@@ -101,6 +101,7 @@ class Layout:
             virtual_pipeline=None,
             context=1,
             expert=self.expert,
+            expert_tensor=None,
             sequence=self.tensor > 1,
             tensor_overlap=False,
             moe_dispatcher="alltoall",

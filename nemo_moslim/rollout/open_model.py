@@ -111,12 +111,14 @@ def place_on_layout(config: BackboneConfig, parallel: ParallelConfig, precision:
     Raises:
         ValueError: the layout does not divide the model.
     """
-    check_model(parallel if config.num_moe_experts else replace(parallel, expert=1), architecture_of(config))
+    own = parallel if config.num_moe_experts else replace(parallel, expert=1, expert_tensor=None)
+    check_model(own, architecture_of(config))
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     settings = dict(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_slices,
         sequence_parallel=parallel.sequence,
         params_dtype=dtype,
         pipeline_dtype=dtype,

@@ -8,6 +8,7 @@ from nemo_moslim.config import SupervisedConfig
 from nemo_moslim.policy_config import PolicyTrainingConfig, is_service
 from nemo_moslim.run_folder import is_run, resolve_checkpoint, write_atomically
 
+SPREAD = "parallel.expert > 1"  # megatron-core's experts then have an optimizer of their own, with a state of its own
 START_FILE = "start.json"  # of a supervised run; a policy's run keeps it with every checkpoint
 
 
@@ -18,6 +19,7 @@ def starting_points(config: PolicyTrainingConfig) -> dict:
         "reward": [_place(path) for path in config.reward if not is_service(path)],
         "data": _place(config.data),
         "trainer.seed": config.trainer.seed,
+        SPREAD: config.parallel.expert > 1,
     }
 
 
@@ -28,6 +30,7 @@ def supervised_starting_points(config: SupervisedConfig) -> dict:
         "data": _place(config.data),
         "trainer.seed": config.trainer.seed,
         "loss": getattr(config, "loss", None),
+        SPREAD: config.parallel.expert > 1,
     }
 
 

@@ -29,6 +29,7 @@ def megatron_strategy(config: SupervisedConfig) -> nl.MegatronStrategy:
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
         expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_slices,
         sequence_parallel=parallel.sequence,
         pipeline_dtype=torch.float32 if config.precision == "fp32" else torch.bfloat16,
         ddp=supervised_data_parallel(config),

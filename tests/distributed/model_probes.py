@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
-LAYOUTS = {  # of two ranks, then of four: tensor, pipeline, expert, sequence
+LAYOUTS = {  # of two ranks, then of four: tensor, pipeline, expert, sequence; and ranks that an expert is split over
     "DP=2": (1, 1, 1, False),
     "TP=2": (2, 1, 1, False),
     "TP=2 with sequence parallelism": (2, 1, 1, True),
     "PP=2": (1, 2, 1, False),
     "EP=2": (1, 1, 2, False),
     "TP=2 x EP=2": (2, 1, 2, True),
+    "TP=2 x EP=2, whole experts": (2, 1, 2, True, 1),
     "TP=2 x PP=2": (2, 2, 1, True),
     "PP=2 x EP=2": (1, 2, 2, False),
 }
@@ -42,8 +43,8 @@ def open_in_layout(output: Path, name: str, role: str, source: str, layout: str)
     from nemo_moslim.parallel.layout import initialize, is_rank_zero, leave_process_group
     from nemo_moslim.rollout.open_model import open_policy, open_reward_model
 
-    tensor, pipeline, expert, sequence = LAYOUTS[layout]
-    parallel = ParallelConfig(tensor, pipeline, None, 1, expert, sequence, False, "alltoall")
+    tensor, pipeline, expert, sequence, *slices = LAYOUTS[layout]
+    parallel = ParallelConfig(tensor, pipeline, None, 1, expert, *(slices or [None]), sequence, False, "alltoall")
     initialize(parallel, seed=1)
     place = source if "/" in source else str(output / source / "run")
     model, tokenizer = (open_policy if role == "policy" else open_reward_model)(place, parallel, "fp32")
@@ -143,7 +144,7 @@ def peak_memory(source: str, output: str) -> dict[str, int]:
     ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD: freed tensors are not kept, as in large models
     cpu.enable()
     write_in_this_process()
-    parallel = ParallelConfig(1, 1, None, 1, 1, False, False, "alltoall")
+    parallel = ParallelConfig(1, 1, None, 1, 1, None, False, False, "alltoall")
     initialize(parallel, seed=1)
     model, tokenizer = open_policy(source, parallel, "fp32")
     weights = sum(p.numel() * p.element_size() for p in unwrapped(model).parameters())

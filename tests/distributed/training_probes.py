@@ -170,7 +170,7 @@ def lone_module(run_dir: str, weights_of: str):
     from nemo_moslim.run_folder import list_checkpoints
 
     cpu.enable()
-    initialize(ParallelConfig(1, 1, None, 1, 1, False, False, "alltoall"), seed=1)
+    initialize(ParallelConfig(1, 1, None, 1, 1, None, False, False, "alltoall"), seed=1)
     context = list_checkpoints(run_dir)[-1] / "context"
     config = nemo_io.load_context(context, subpath="model.config")
     for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):

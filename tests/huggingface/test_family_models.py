@@ -128,6 +128,7 @@ def test_a_mixture_on_four_ranks_equals_transformers(trainings: Trainings, token
         for role in ("policy", "reward")
     }
     pairs = [("policy", "TP=2 x EP=2"), ("reward", "TP=2 x EP=2"), ("policy", "TP=2 x PP=2"), ("policy", "PP=2 x EP=2")]
+    pairs.append(("policy", "TP=2 x EP=2, whole experts"))
     four = [dict(name=f"{role} {layout}", role=role, source=str(stock[role]), layout=layout) for role, layout in pairs]
     trainings.run("open_in_layouts", ranks=4, jobs=four, output=str(tmp_path))
     answers = stock_answers(stock["policy"])

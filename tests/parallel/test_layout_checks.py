@@ -19,8 +19,8 @@ from nemo_moslim.parallel.layout_checks import (
 
 def layout(**changes):
     settings = dict(
-        tensor=1, pipeline=1, virtual_pipeline=None, context=1, expert=1, sequence=False, tensor_overlap=False,
-        moe_dispatcher="alltoall",
+        tensor=1, pipeline=1, virtual_pipeline=None, context=1, expert=1, expert_tensor=None, sequence=False,
+        tensor_overlap=False, moe_dispatcher="alltoall",
     )  # fmt: skip
     return ParallelConfig(**settings | changes)
 
@@ -72,6 +72,8 @@ def test_layouts_that_divide_the_model_pass(parallel, architecture):
          "parallel.virtual_pipeline=2 does not divide the 1 layers of a pipeline stage: "
          "use parallel.virtual_pipeline=null"),
         (layout(expert=2), {}, "parallel.expert=2: the model has no experts: use parallel.expert=1"),
+        (layout(expert_tensor=1), {},
+         "parallel.expert_tensor=1: the model has no experts: use parallel.expert_tensor=null"),
     ],
 )  # fmt: skip
 def test_layouts_that_do_not_divide_the_model_are_refused(parallel, changes, message):
@@ -86,6 +88,8 @@ def test_layouts_that_do_not_divide_the_model_are_refused(parallel, changes, mes
          "parallelism: use parallel.sequence=true"),
         (layout(tensor=4, sequence=True), {"moe_ffn_hidden_size": 2562},
          "parallel.tensor=4 does not divide moe_ffn_hidden_size=2562: use parallel.tensor=2"),
+        (layout(tensor=4, sequence=True, expert_tensor=3), {},
+         "parallel.expert_tensor=3 does not divide moe_ffn_hidden_size=2560: use parallel.expert_tensor=2 or 4"),
     ],
 )  # fmt: skip
 def test_layouts_that_do_not_divide_the_experts_are_refused(parallel, changes, message):
@@ -96,10 +100,14 @@ def test_sizes_of_dense_layers_do_not_bind_a_mixture():
     check_model(layout(tensor=4, sequence=True), MIXTURE | {"ffn_hidden_size": 18945})
 
 
+def test_tensor_parallelism_does_not_bind_experts_that_stay_whole():
+    check_model(layout(tensor=4, sequence=True, expert_tensor=1), MIXTURE | {"moe_ffn_hidden_size": 2562})
+
+
 @pytest.mark.parametrize(
     ("parallel", "ranks", "replicas"),
     [(layout(tensor=2), 2, 1), (layout(tensor=2), 8, 4), (layout(tensor=4, pipeline=2, expert=8), 64, 8),
-     (layout(context=2, expert=8), 8, 4)],
+     (layout(context=2, expert=8), 8, 4), (layout(tensor=4, pipeline=2, expert=32, expert_tensor=1), 64, 8)],
 )  # fmt: skip
 def test_data_parallel_ranks_are_what_is_left(parallel, ranks, replicas):
     assert data_parallel_size(parallel, ranks) == check_ranks(parallel, ranks) == replicas
@@ -120,6 +128,10 @@ def test_data_parallel_ranks_are_what_is_left(parallel, ranks, replicas):
          "tensor=4 x pipeline=1 leave of 32: use parallel.expert=8"),
         (layout(expert=8), 12, "parallel.expert=8 does not divide the 12 ranks that tensor=1 x pipeline=1 leave of 12: "
          "use parallel.expert=4"),  # not 6 or 12, which do not divide a model's 64 or 8 experts
+        (layout(tensor=4, expert=64, expert_tensor=1, sequence=True), 32, "parallel.expert=64 does not divide the "
+         "32 ranks that expert_tensor=1 x pipeline=1 leave of 32: use parallel.expert=32"),
+        (layout(tensor=2, expert_tensor=4, sequence=True), 6, "parallel.expert_tensor=4 does not divide the 6 ranks "
+         "of a pipeline stage: use parallel.expert_tensor=3 or 6"),
     ],
 )  # fmt: skip
 def test_ranks_that_do_not_fit_are_refused(parallel, ranks, message):

@@ -120,9 +120,27 @@ def test_expert_parallelism_trains_like_data_parallelism(mixture_run, trainings,
     split = ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2", "trainer.max_steps=2"]
     arguments = [*reward_arguments, f"model.init={mixture_run}", *split, f"run_dir={tmp_path}/split"]
     trainings.train("train_rm", *arguments, ranks=4)
-    mine, theirs = metrics(tmp_path / "split"), metrics(tmp_path / "1")
+    whole = [*arguments[:-1], "parallel.expert_tensor=1", f"run_dir={tmp_path}/whole"]  # on the tensor-parallel ranks
+    trainings.train("train_rm", *whole, ranks=2)
+    theirs = metrics(tmp_path / "1")
+    for name in ("split", "whole"):
+        for key in ("loss", "grad_norm"):
+            mine = [row[key] for row in metrics(tmp_path / name)]
+            assert mine == pytest.approx([row[key] for row in theirs[:2]], rel=1e-5), (name, key)
+
+
+def test_whole_experts_over_tensor_parallel_ranks_save_and_continue(mixture_run, trainings, reward_arguments, tmp_path):
+    """A checkpoint of whole experts on tensor-parallel ranks goes on where the experts lie on data-parallel ranks."""
+    arguments = [*reward_arguments, f"model.init={mixture_run}", "parallel.expert=2", "trainer.validate_every=2"]
+    arguments += ["trainer.checkpoint_every=2", "optimizer.schedule=constant"]
+    run, other = f"run_dir={tmp_path}/run", f"run_dir={tmp_path}/other"
+    whole = ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert_tensor=1"]
+    trainings.train("train_rm", *arguments, run, *whole, "trainer.max_steps=4", ranks=2)
+    trainings.train("train_rm", *arguments, other, *whole, "trainer.max_steps=2", ranks=2)
+    trainings.train("train_rm", *arguments, other, "trainer.max_steps=4", ranks=2)
+    mine, theirs = metrics(tmp_path / "other"), metrics(tmp_path / "run")
     for key in ("loss", "grad_norm"):
-        assert [row[key] for row in mine] == pytest.approx([row[key] for row in theirs[:2]], rel=1e-5)
+        assert [row[key] for row in mine] == pytest.approx([row[key] for row in theirs], rel=1e-5)
 
 
 def test_both_dispatchers_bring_tokens_to_the_same_experts(mixture_run, trainings, reward_arguments, tmp_path):

@@ -131,6 +131,7 @@ def test_a_mixture_of_experts_answers_and_learns_alike_with_its_experts_on_two_r
     trainings.train("train_sft", *run, ranks=2)
     layouts = {"one": (1, []), "DP=2": (2, []), "EP=2": (2, ["parallel.expert=2"]),
                "TP=2": (2, ["parallel.tensor=2", "parallel.sequence=true"])}  # fmt: skip
+    layouts["TP=2, whole experts"] = (2, [*layouts["TP=2"][1], "parallel.expert=2", "parallel.expert_tensor=1"])
     for name, (ranks, layout) in layouts.items():
         arguments = [*policy_arguments, f"policy={tmp_path}/mixture", "algorithm.samples=2", "trainer.max_steps=1"]
         trainings.train("train_policy", *arguments, *layout, f"run_dir={tmp_path}/{name}", ranks=ranks)

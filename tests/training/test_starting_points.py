@@ -12,10 +12,11 @@ from nemo_moslim.training.starting_points import check_starting_points, read_sta
 SERVICE, MOVED = "http://a:8000", "http://b:9000"
 
 
-def points(folder, reward=(), seed=1, **paths):
+def points(folder, reward=(), seed=1, expert=1, **paths):
     named = {name: str(folder / paths.get(name, name)) for name in ("policy", "data")}
     rewards = [path if path.startswith("http") else str(folder / path) for path in reward]
-    return starting_points(SimpleNamespace(**named, reward=rewards, trainer=SimpleNamespace(seed=seed)))
+    settings = dict(trainer=SimpleNamespace(seed=seed), parallel=SimpleNamespace(expert=expert))
+    return starting_points(SimpleNamespace(**named, reward=rewards, **settings))
 
 
 def test_a_run_stands_for_the_checkpoint_that_it_names(tmp_path):
@@ -38,6 +39,7 @@ def test_a_run_stands_for_the_checkpoint_that_it_names(tmp_path):
         ({"reward": ["q", "other"]}, "reward"),
         ({"reward": ["q"]}, "reward"),
         ({"seed": 2}, r"trainer\.seed"),
+        ({"expert": 2}, r"parallel\.expert > 1"),
     ],
 )
 def test_another_start_is_refused_with_the_remedy(tmp_path, changed, key):
