@@ -58,8 +58,8 @@ def test_ada_runs_the_recipes_with_one_scale_a_tensor():
          "precision=fp8: parallel.tensor=4 leaves 8 of attention width=32 on a rank, no multiple of 16: "
          "use parallel.tensor=2, or precision=bf16"),
         (layout(tensor=4, expert_tensor=2), {"num_moe_experts": 64, "moe_ffn_hidden_size": 2576},
-         "precision=fp8: parallel.expert_tensor=2 leaves 1288 of moe_ffn_hidden_size=2576 on a rank, no multiple of 16: "
-         "use parallel.expert_tensor=1, or precision=bf16"),
+         "precision=fp8: parallel.expert_tensor=2 leaves 1288 of moe_ffn_hidden_size=2576 on a rank, no multiple "
+         "of 16: use parallel.expert_tensor=1, or precision=bf16"),
     ],
 )  # fmt: skip
 def test_fp8_needs_multiples_of_16_on_every_rank(parallel, changes, message):
