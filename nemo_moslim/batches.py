@@ -46,6 +46,9 @@ class SharedPrompts(Packing):
 
     positions: Tensor  # int64 [S]: of each token in prompt and answer, as if the answer were the only one
     pieces: Tensor  # int64 [S]: 0 in a prompt (and in the padding), the answer's number from 1 on in an answer
+    places: Tensor  # int64 [B, L]: of the tokens of each prompt with its answer; -1 behind their end
+    blocks: tuple[Tensor, ...]  # int64 [b, l] each: `places` as attention runs them; none: prompt by prompt
+    back: Tensor | None  # int64 [S]: of each token in the blocks laid side by side; None without blocks
 
 
 def _on_device(value):
@@ -53,6 +56,8 @@ def _on_device(value):
         if value.is_cpu and torch.cuda.is_available():
             value = value.pin_memory()  # from other memory the copy would hold the host up
         return value.cuda(non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_on_device(part) for part in value)
     return value.to_device() if isinstance(value, Batch) else value
 
 

@@ -219,9 +219,17 @@ class RewardModelTrainingConfig(SupervisedConfig):
     head_weights: str
     statistics: StatisticsConfig
     average_checkpoints: int | None
+    answers_together: int
 
     def __post_init__(self):
         super().__post_init__()
+        positive("", self, "answers_together")
+        for key in ("packing", "fixed_length"):
+            if self.answers_together > 1 and getattr(self.batch, key):
+                raise ValueError(
+                    f"answers_together={self.answers_together} has another layout of rows than batch.{key}=true: use "
+                    f"answers_together=1, or batch.{key}=false"
+                )
         for name in self.dimensions or ():
             one_of("dimensions", name, tuple(self.preferences))
         require(self.dimensions != [], "dimensions", [], "null (all) or a list of some")

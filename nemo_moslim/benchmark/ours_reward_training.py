@@ -20,6 +20,7 @@ from nemo_moslim.config import RewardModelTrainingConfig, to_plain
 from nemo_moslim.data.chat import ChatEncoder, load_tokenizer
 from nemo_moslim.data.ratings import read_ratings
 from nemo_moslim.data.reward_dataset import RewardDataset
+from nemo_moslim.data.shared_prompts import AnswersTogether
 from nemo_moslim.functional.flops import causal_pairs
 from nemo_moslim.parallel.layout import from_last_stage
 from nemo_moslim.preferences import PreferenceSchema
@@ -87,7 +88,8 @@ class StepsInTurns(pl.Callback):
     def _round(self, trainer: pl.Trainer, step: int) -> Round:
         spent, data = self._watch.read(), trainer.datamodule
         rows = [row for taken in range(step - self.steps, step) for row in data.plan.step(taken).flatten()]
-        lengths, items = data.train.lengths[rows].tolist(), len(rows)
+        train = data.train.rows if isinstance(data.train, AnswersTogether) else data.train
+        lengths, items = train.lengths[rows].tolist(), len(rows)
         return Round(**spent, tokens=sum(lengths), items=items, pairs=sum(map(causal_pairs, lengths)), read=items)
 
     def _compare_first_step(self, trainer: pl.Trainer, pl_module) -> None:

@@ -2,6 +2,7 @@
 
 The training stream is one random permutation of the rows after another. A window of `bucket_batches` global batches is
 cut from it, sorted by length into groups of near-equal lengths, and these are dealt at random into global batches.
+Rows of one block, answers to the same prompt, say, follow each other in the stream and have the same length here.
 A group holds `group_size` rows, one or more micro-batches: with micro_size x data-parallel ranks in a group, ranks run
 rows of like length at the same time. A global batch depends on (seed, step, sizes) and not on the number of ranks.
 """
@@ -19,7 +20,7 @@ def pad_length(length: int | np.ndarray, multiple: int) -> int | np.ndarray:
 
 @dataclass
 class TrainingBatches:
-    """Global batches by step number. `lengths` int64 [R]: tokens per row."""
+    """Global batches by step number. `lengths` [R]: tokens per row; `block_of` int64 [R], or None: all rows apart."""
 
     lengths: np.ndarray
     global_size: int
@@ -27,14 +28,20 @@ class TrainingBatches:
     group_size: int
     bucket_batches: int
     seed: int
+    block_of: np.ndarray | None = None
     _window: tuple[int, list[np.ndarray]] | None = field(default=None, repr=False)
 
     def _stream(self, start: int, count: int) -> np.ndarray:
         """Rows at positions start..start+count of the endless stream of permutations, int64 [count]."""
         rows = len(self.lengths)
         first, last = start // rows, (start + count - 1) // rows
-        epochs = [np.random.default_rng([self.seed, epoch]).permutation(rows) for epoch in range(first, last + 1)]
+        epochs = [self._permutation(np.random.default_rng([self.seed, epoch])) for epoch in range(first, last + 1)]
         return np.concatenate(epochs)[start - first * rows :][:count]
+
+    def _permutation(self, draw: np.random.Generator) -> np.ndarray:
+        if self.block_of is None:
+            return draw.permutation(len(self.lengths))
+        return np.argsort(draw.permutation(self.block_of.max() + 1)[self.block_of], kind="stable")
 
     def step(self, number: int) -> np.ndarray:
         """Rows of a global batch as micro-batches in order of length, int64 [global_size / micro_size, micro_size]."""
@@ -73,16 +80,16 @@ def padding_share(
     """Share of padding among all the tokens that these global batches [M, micro_size] would run.
 
     Args:
-        packed_lengths: int64 [R], given for packs: with the padding inside them. Those of a micro-batch lie one after
-            the other, padded at the end.
+        packed_lengths: [R], given for rows that lie one after the other, padded at the end of a micro-batch: with the
+            padding inside each.
     """
-    used = padded = 0
+    used = padded = 0.0
     for batch in batches:
         for rows in batch:
             kept = rows[rows >= 0]
-            used += int(lengths[kept].sum())
+            used += lengths[kept].sum()
             if packed_lengths is None:
                 padded += pad_length(int(lengths[kept].max(initial=1)), multiple) * len(rows)
             else:
-                padded += pad_length(int(packed_lengths[kept].sum()), multiple)
+                padded += pad_length(round(packed_lengths[kept].sum()), multiple)
     return 1 - used / padded

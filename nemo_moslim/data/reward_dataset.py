@@ -67,15 +67,16 @@ class RewardDataset:
         """Rows as one padded micro-batch; index -1 is a filler that labels nothing."""
         indices = np.asarray(indices)
         tokens, lengths = pad_rows(self.rows, indices, self.pad_id, self.pad_multiple)
-        return RewardBatch(tokens, lengths - 1, *self._labels(indices))
+        return RewardBatch(tokens, lengths - 1, *self.labels(indices))
 
     def packed_batch(self, indices: np.ndarray, sequence_multiple: int = 1) -> RewardBatch:
         """Rows one after the other in one row of tokens, see `join_rows`; index -1 is a filler that labels nothing."""
         tokens, lengths, packing = join_rows(self.rows, indices, self.pad_id, self.pad_multiple, sequence_multiple)
         last_index = packing.cu_seqlens[: len(lengths)] + lengths - 1
-        return RewardBatch(tokens, last_index, *self._labels(indices), packing)
+        return RewardBatch(tokens, last_index, *self.labels(indices), packing)
 
-    def _labels(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def labels(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """`targets` and `label_mask` of these rows; index -1 is a filler."""
         filler = torch.from_numpy(indices < 0)[:, None]
         return self.targets[indices].masked_fill(filler, 0.0), self.label_mask[indices] & ~filler
 

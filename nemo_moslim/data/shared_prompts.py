@@ -6,13 +6,18 @@ the positions that it would have alone, so that every hidden state of an answer 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from nemo_moslim.batches import RewardBatch, SharedPrompts, SharedPromptTokens
+from nemo_moslim.data.encoded_rows import EncodedRows
 from nemo_moslim.data.length_batches import pad_length
 from nemo_moslim.data.reward_dataset import RewardDataset
+
+BLOCK_ROWS = 4  # that attention runs side by side: more are padded more, fewer are more calls
+ROW_COST = 1.4  # of a score that is computed row by row, by one that is computed prompt by prompt: rows are copied
 
 
 def together(
@@ -25,8 +30,8 @@ def together(
         answers: int [B] x [tokens].
         multiple: of which the number of tokens is made one, by padding at the end.
     """
-    tokens, positions, pieces, groups = [], [], [], [0]
-    prompt_end, starts, number, total = 0, [], 0, 0
+    tokens, positions, pieces, groups, places = [], [], [], [0], []
+    prompt_place, starts, number, total = np.arange(0), [], 0, 0
 
     def add(part: np.ndarray, first: int, piece: int) -> None:
         nonlocal total
@@ -40,11 +45,13 @@ def together(
         if previous is None or not np.array_equal(prompt, previous):
             if previous is not None:
                 groups.append(total)
+            prompt_place = total + np.arange(len(prompt))
             add(prompt, 0, 0)
-            previous, prompt_end, number = prompt, total, 0
+            previous, number = prompt, 0
         number += 1
-        prompt_ends.append(prompt_end)
+        prompt_ends.append(prompt_place[-1] + 1)
         starts.append(total)
+        places.append(np.concatenate([prompt_place, total + np.arange(len(answer))]))
         add(answer, len(prompt), number)
     groups.append(total)
     if padding := pad_length(total, multiple) - total:
@@ -53,59 +60,105 @@ def together(
     sizes = np.array([len(answer) for answer in answers])
     place, start, end = np.arange(max(sizes.max(), 1))[None], np.array(starts)[:, None], np.array(prompt_ends)[:, None]
     before = np.where(place == 0, end - 1, start + np.minimum(place, sizes[:, None]) - 1)
+    numbers = np.concatenate(pieces)
     packing = SharedPrompts(
         cu_seqlens=torch.tensor(groups, dtype=torch.int32),
-        longest=max(padding, *(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))),
+        longest=max(padding, *map(len, places)),
         positions=torch.from_numpy(np.concatenate(positions)),
-        pieces=torch.from_numpy(np.concatenate(pieces)),
+        pieces=torch.from_numpy(numbers),
+        places=_padded(places, -1),
+        **_attention_blocks(places, [numbers[a:b] for a, b in pairwise(groups)]),
     )
     row = torch.from_numpy(np.concatenate(tokens).astype(np.int64))[None]
     return SharedPromptTokens(row, packing, torch.from_numpy(before), torch.from_numpy(np.array(starts) + sizes - 1))
 
 
+def _padded(rows: list[np.ndarray], filler: int) -> torch.Tensor:
+    """int64 [B, L]."""
+    found = np.full((len(rows), max(map(len, rows))), filler)
+    for line, row in zip(found, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(found)
+
+
+def _attention_blocks(places: list[np.ndarray], groups: list[np.ndarray]) -> dict:
+    """`blocks` and `back` of `SharedPrompts`: rows of like length side by side, or none where that is more work than
+    to go prompt by prompt.
+
+    By rows a prompt is attended to once for each answer, but answers do not meet each other, and the kernel leaves out
+    what is not causal; by prompts it computes all scores of all answers with each other, and masks them.
+
+    Args:
+        places: int64 [B] x [tokens], of each row.
+        groups: int64 [G] x [tokens], `SharedPrompts.pieces` of each prompt with its answers.
+    """
+    order = sorted(range(len(places)), key=lambda row: len(places[row]))
+    rows = [[places[row] for row in order[i : i + BLOCK_ROWS]] for i in range(0, len(order), BLOCK_ROWS)]
+    by_rows = sum(len(block) * len(block[-1]) ** 2 / 2 for block in rows)
+    by_prompts = sum((n == 0).sum() ** 2 / 2 + (n > 0).sum() * len(n) for n in groups)
+    if by_rows * ROW_COST > by_prompts:
+        return dict(blocks=(), back=None)
+    back, start = np.zeros(sum(map(len, groups)), dtype=np.int64), 0
+    for block in rows:
+        for row in block:
+            back[row] = start + np.arange(len(row))
+            start += len(block[-1])
+    return dict(blocks=tuple(_padded(block, 0) for block in rows), back=torch.from_numpy(back))
+
+
 @dataclass(frozen=True)
-class PromptGroups:
-    """A reward model's data set whose neighbours with equal prompts are read together: what the rest takes for a row is
-    a prompt with its answers."""
+class AnswersTogether:
+    """A reward model's data set in whose micro-batches neighbours with equal prompts share them."""
 
     base: RewardDataset
-    groups: list[np.ndarray]  # int64 rows of `base` each
-    largest: int  # rows of the largest group
+    block_of: np.ndarray  # int64 [R]: the block of each row; rows of a block have one prompt
 
     @classmethod
-    def of(cls, base: RewardDataset) -> "PromptGroups | None":
-        """Groups of up to as many rows as prompts have on average; None where that is one.
-
-        A prompt with far more rows than others must not make the micro-batches of all others small.
-        """
-        prompts = [base.rows.row(i)[:length].tobytes() for i, length in enumerate(base.rows.prompt_lengths)]
-        changes = [i for i in range(1, len(prompts)) if prompts[i] != prompts[i - 1]]
-        largest = round(len(base) / (len(changes) + 1))
-        if largest == 1:
-            return None
-        groups = np.split(np.arange(len(base)), changes)
-        return cls(base, [g[i : i + largest] for g in groups for i in range(0, len(g), largest)], largest)
+    def build(cls, base: RewardDataset, largest: int) -> "AnswersTogether":
+        """Blocks of up to `largest` rows; of a prompt with more of them those of like length."""
+        blocks, seen, found = {}, {}, np.zeros(len(base), dtype=np.int64)
+        for row in np.argsort(base.lengths, kind="stable"):
+            prompt = base.rows.row(row)[: base.rows.prompt_lengths[row]].tobytes()
+            seen[prompt] = seen.get(prompt, -1) + 1
+            found[row] = blocks.setdefault((prompt, seen[prompt] // largest), len(blocks))
+        return cls(base, found)
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.base)
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return int(self.block_of.max()) + 1
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per group, int64 [G]."""
-        lengths, prompts = self.base.lengths, self.base.rows.prompt_lengths
-        return np.array([lengths[g].sum() - (len(g) - 1) * prompts[g[0]] for g in self.groups])
+        """Tokens that are read for each row, fp64 [R]: the mean over its block, which has its prompt once."""
+        rows, prompts, sizes = self.base.lengths, self.base.rows.prompt_lengths, np.bincount(self.block_of)
+        answers = np.bincount(self.block_of, rows - prompts)
+        return ((answers + np.bincount(self.block_of, prompts) / sizes) / sizes)[self.block_of]
 
-    def rows_of(self, indices: np.ndarray) -> np.ndarray:
-        """Rows of these groups, int64; without the fillers (-1)."""
-        return np.concatenate([np.zeros(0, dtype=np.int64), *(self.groups[i] for i in indices if i >= 0)])
+    @property
+    def rows(self) -> EncodedRows:
+        """All rows, each with its prompt."""
+        return self.base.rows
+
+    @property
+    def counted(self) -> int:
+        """What the loss counts in all rows."""
+        return self.base.counted
+
+    @property
+    def pad_multiple(self) -> int:
+        """The number that the tokens of a micro-batch are a multiple of."""
+        return self.base.pad_multiple
 
     def batch(self, indices: np.ndarray) -> RewardBatch:
-        """Groups as one micro-batch; fillers alone give one filler row."""
-        base, chosen = self.base, self.rows_of(indices)
-        if not len(chosen):
-            return base.batch(np.array([-1]))
-        whole, lengths = [base.rows.row(i) for i in chosen], base.rows.prompt_lengths[chosen]
+        """Rows as one micro-batch; index -1 is a filler that labels nothing."""
+        rows, filler = self.base.rows, np.array([self.base.pad_id], dtype=np.int32)
+        whole = [rows.row(i) if i >= 0 else filler for i in indices]
+        lengths = [rows.prompt_lengths[i] if i >= 0 else 1 for i in indices]
         prompts = [row[:length] for row, length in zip(whole, lengths, strict=True)]
         answers = [row[length:] for row, length in zip(whole, lengths, strict=True)]
-        shared = together(prompts, answers, base.pad_id, base.pad_multiple)
-        return RewardBatch(shared.tokens, shared.ends, base.targets[chosen], base.label_mask[chosen], shared.packing)
+        shared = together(prompts, answers, self.base.pad_id, self.base.pad_multiple)
+        return RewardBatch(shared.tokens, shared.ends, *self.base.labels(indices), shared.packing)

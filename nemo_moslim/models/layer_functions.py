@@ -37,6 +37,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotate.apply(x, cos, sin)
 
 
+def take(x: Tensor, places: Tensor) -> Tensor:
+    """The rows of `x` [S, ...] at these places, int64 [b, l]: [b, l, ...]; its backward pass is that of `index_select`,
+    which is faster than indexing's."""
+    return x.index_select(0, places.flatten()).view(*places.shape, *x.shape[1:])
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):

@@ -25,7 +25,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
-from nemo_moslim.models.layer_functions import rms_norm
+from nemo_moslim.batches import SharedPrompts
+from nemo_moslim.models.layer_functions import rms_norm, take
 from nemo_moslim.models.local_layers import EarlyRotation, GatedMLP
 from nemo_moslim.models.packed_sequences import SharedPromptParams
 from nemo_moslim.models.read_positions import ReadableLayer
@@ -217,7 +218,9 @@ class SDPACoreAttention(MegatronModule):
                 "Run in a container that has Transformer Engine."
             )
         if isinstance(packed_seq_params, SharedPromptParams):
-            return self._sharing(query, key, value, packed_seq_params)
+            shared = packed_seq_params.packing
+            share = self._by_rows if shared.blocks else self._by_prompts
+            return share(query, key, value, shared)
         if packed_seq_params is not None:
             return self._packed(query, key, value, packed_seq_params.cu_seqlens_q)
         sq, batch, heads, _ = query.shape
@@ -228,21 +231,8 @@ class SDPACoreAttention(MegatronModule):
         allowed, is_causal = _allowed_keys(attention_mask, sq, key.size(0), causal, query.device)
         if allowed is not None and key.size(2) != heads:  # else CUDA may hold all scores: its kernel for masks is older
             key, value = (x.repeat_interleave(heads // x.size(2), dim=2) for x in (key, value))
-        key, value = key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)  # [B, G, Sk, D]
-        if key.device.type == "cpu":  # its kernel is a tenth faster where a head's keys lie side by side
-            key, value = key.contiguous(), value.contiguous()
-        dropout = self.dropout if self.training else 0.0
-        with self._dropout_rng(dropout):
-            context = functional.scaled_dot_product_attention(
-                query.permute(1, 2, 0, 3),  # [B, N, Sq, D]
-                key,
-                value,
-                attn_mask=allowed,
-                dropout_p=dropout,
-                is_causal=is_causal,
-                scale=self.softmax_scale,
-                enable_gqa=key.size(1) != heads,
-            )
+        key, value = (_side_by_side(x.permute(1, 2, 0, 3)) for x in (key, value))  # [B, G, Sk, D]
+        context = self._kernel(query.permute(1, 2, 0, 3), key, value, allowed, is_causal)
         return context.permute(2, 0, 1, 3).reshape(sq, batch, -1)
 
     def _one_token(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -268,10 +258,19 @@ class SDPACoreAttention(MegatronModule):
         sequences = _split(cu_seqlens.diff().tolist(), query, key, value)
         return torch.cat([self._sequence(q, k, v) for q, k, v in sequences]).flatten(1)
 
-    def _sharing(self, query: Tensor, key: Tensor, value: Tensor, params: SharedPromptParams) -> Tensor:
+    def _by_rows(self, query: Tensor, key: Tensor, value: Tensor, shared: SharedPrompts) -> Tensor:
+        """Answers with their prompts as rows of their own, block by block of like length."""
+        contexts = []
+        for places in shared.blocks:
+            q, k, v = (take(x, places).transpose(1, 2) for x in (query, key, value))  # [b, N or G, l, D]
+            context = self._kernel(q, _side_by_side(k), _side_by_side(v), None, is_causal=True)
+            contexts.append(context.transpose(1, 2).flatten(0, 1))
+        return torch.cat(contexts).index_select(0, shared.back).flatten(1)
+
+    def _by_prompts(self, query: Tensor, key: Tensor, value: Tensor, shared: SharedPrompts) -> Tensor:
         """Prompt by prompt, each with its answers, which see the prompt and themselves."""
-        contexts, sizes = [], params.cu_seqlens_q.diff().tolist()
-        for (q, k, v), pieces in zip(_split(sizes, query, key, value), params.pieces.split(sizes), strict=True):
+        contexts, sizes = [], shared.cu_seqlens.diff().tolist()
+        for (q, k, v), pieces in zip(_split(sizes, query, key, value), shared.pieces.split(sizes), strict=True):
             prompt = int((pieces == 0).sum())
             contexts.append(self._sequence(q[:, :prompt], k[:, :prompt], v[:, :prompt]))
             if prompt < len(pieces):
@@ -282,19 +281,22 @@ class SDPACoreAttention(MegatronModule):
 
     def _sequence(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
         """One sequence, [N, Sq, D] and [G, Sk, D], causal or by a mask: [Sq, N, D]."""
+        return self._kernel(query[None], key[None], value[None], allowed, allowed is None)[0].transpose(0, 1)
+
+    def _kernel(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, is_causal: bool) -> Tensor:
+        """torch's attention of [B, N, Sq, D] over [B, G, Sk, D], causal or by a mask, or neither: [B, N, Sq, D]."""
         dropout = self.dropout if self.training else 0.0
         with self._dropout_rng(dropout):
-            context = functional.scaled_dot_product_attention(
-                query[None],
-                key[None],
-                value[None],
+            return functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
                 attn_mask=allowed,
                 dropout_p=dropout,
-                is_causal=allowed is None,
+                is_causal=is_causal,
                 scale=self.softmax_scale,
-                enable_gqa=key.size(0) != query.size(0),
+                enable_gqa=key.size(1) != query.size(1),
             )
-        return context[0].transpose(0, 1)
 
     def _dropout_rng(self, dropout: float) -> Any:
         """Dropout differs between tensor-parallel ranks, which hold different heads."""
@@ -313,6 +315,11 @@ def _allowed_keys(
         return _lower(sq, sk, device), False
     allowed = attention_mask.logical_not()
     return _lower(sq, sk, device) & allowed if causal and attention_mask.size(-2) == 1 else allowed, False
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """Keys or values [B, G, Sk, D] as the kernel likes them: on a CPU it is a tenth faster where a head's lie so."""
+    return x.contiguous() if x.device.type == "cpu" else x
 
 
 def _split(sizes: list[int], *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -11,8 +11,8 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 from torch.nn import functional
 
-from nemo_moslim.batches import context_positions
-from nemo_moslim.models.layer_functions import rotate, swiglu
+from nemo_moslim.batches import SharedPrompts, context_positions
+from nemo_moslim.models.layer_functions import rotate, swiglu, take
 from nemo_moslim.models.packed_sequences import SharedPromptParams
 
 
@@ -72,7 +72,7 @@ class EarlyRotation(SelfAttention):
             if inference_context is not None:
                 angles = inference_context.angles(angles, hidden_states.shape[0])
             elif isinstance(packed_seq_params, SharedPromptParams):
-                angles = angles[packed_seq_params.positions]
+                angles = angles[packed_seq_params.packing.positions]
             elif packed_seq_params is not None:
                 splits = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
                 tokens, cp = splits * hidden_states.shape[0], self.pg_collection.cp
@@ -116,7 +116,12 @@ class EarlyRotation(SelfAttention):
         return takes and self._rotates_early(rotary_pos_emb, None)
 
     def attend_once(
-        self, hidden_states: Tensor, rows: Tensor, places: Tensor, rotary_pos_emb: Tensor
+        self,
+        hidden_states: Tensor,
+        rows: Tensor,
+        places: Tensor,
+        rotary_pos_emb: Tensor,
+        shared: SharedPrompts | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The output and its bias at one place of each row, causal: [M, 1, H].
 
@@ -125,15 +130,22 @@ class EarlyRotation(SelfAttention):
             rows: int64 [M], none of them twice.
             places: int64 [M].
             rotary_pos_emb: angles [S, 1, 1, D].
+            shared: where answers share prompts in the one row that there is, and each is read at its end, in order.
         """
+        if shared is not None:
+            rotary_pos_emb = rotary_pos_emb[shared.positions]
         cos, sin = (f(rotary_pos_emb).to(hidden_states.dtype) for f in (torch.cos, torch.sin))
         query, key, value = self.get_query_key_value_tensors(hidden_states)
         query = rotate(query[places, rows], cos[places, 0], sin[places, 0])[None]  # [1, M, N, D]
         key = rotate(key, cos, sin)
-        if len(rows) < hidden_states.shape[1]:
-            key, value = key[:, rows], value[:, rows]
-        later = torch.arange(len(key), device=key.device) > places[:, None]
-        context = self.core_attention(query, key, value, later[:, None, None])
+        if shared is not None:
+            key, value = (take(x[:, 0], shared.places.clamp(min=0)).transpose(0, 1) for x in (key, value))
+            hidden = shared.places < 0
+        else:
+            if len(rows) < hidden_states.shape[1]:
+                key, value = key[:, rows], value[:, rows]
+            hidden = torch.arange(len(key), device=key.device) > places[:, None]
+        context = self.core_attention(query, key, value, hidden[:, None, None])
         return self.linear_proj(context.transpose(0, 1))
 
     def _allocate_memory(self, inference_max_sequence_length: int, batch_size: int, dim: int, dtype: torch.dtype):

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from megatron.core.packed_seq_params import PackedSeqParams
-from torch import Tensor
 
 from nemo_moslim.batches import Packing, SharedPrompts
 
@@ -12,8 +11,7 @@ from nemo_moslim.batches import Packing, SharedPrompts
 class SharedPromptParams(PackedSeqParams):
     """Of a row in which answers share their prompts; for attention without Transformer Engine."""
 
-    positions: Tensor | None = None
-    pieces: Tensor | None = None
+    packing: SharedPrompts | None = None
 
 
 def packed_sequences(packing: Packing | None) -> dict[str, PackedSeqParams]:
@@ -26,7 +24,7 @@ def packed_sequences(packing: Packing | None) -> dict[str, PackedSeqParams]:
     ends, longest = packing.cu_seqlens, packing.longest
     usual = dict(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest)
     if isinstance(packing, SharedPrompts):
-        params = SharedPromptParams(**usual, positions=packing.positions, pieces=packing.pieces)
+        params = SharedPromptParams(**usual, packing=packing)
     else:
         params = PackedSeqParams(**usual)
     return {"packed_seq_params": params}

@@ -21,23 +21,27 @@ from nemo_moslim.models.packed_sequences import packed_sequences
 class ReadableLayer(TransformerLayer):
     """megatron-core's decoder layer; with `read` set, what follows its attention runs at those positions alone.
 
-    With `one_each` every row is read once: then, where the attention can (`EarlyRotation.attends_once`), a row has one
-    query too.
+    With `one_each` every row, or every answer of those that share prompts, is read once: then, where the attention can
+    (`EarlyRotation.attends_once`), it has one query too.
     """
 
     read: tuple[Tensor, Tensor] | None = None  # rows and places, int64 [M] each
     one_each: bool = False
 
-    def _forward_attention(self, hidden_states: Tensor, *args, rotary_pos_emb: Tensor | None = None, **others):
+    def _forward_attention(
+        self, hidden_states: Tensor, *args, rotary_pos_emb: Tensor | None = None, packed_seq_params=None, **others
+    ):
         """Hidden states [S, B, H] after the attention, or [M, 1, H] where `read` is set; no context."""
+        others |= dict(rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params)
         if self.read is None:
-            return super()._forward_attention(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **others)
+            return super()._forward_attention(hidden_states, *args, **others)
         rows, places = self.read
         if not (self.one_each and self.self_attention.attends_once(rotary_pos_emb)):
-            attended, _ = super()._forward_attention(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **others)
+            attended, _ = super()._forward_attention(hidden_states, *args, **others)
             return attended[places, rows][:, None], None
         normed = self.input_layernorm(hidden_states)
-        attended = self.self_attention.attend_once(normed, rows, places, rotary_pos_emb)
+        shared = packed_seq_params and packed_seq_params.packing
+        attended = self.self_attention.attend_once(normed, rows, places, rotary_pos_emb, shared)
         with self.bias_dropout_add_exec_handler():
             add = self.self_attn_bda(self.training, self.config.bias_dropout_fusion)
             return add(attended, hidden_states[places, rows][:, None], self.hidden_dropout), None
@@ -68,7 +72,7 @@ def before_answers(batch: AnswerBatch) -> tuple[Tensor, dict, Tensor, Tensor]:
 def reading(model: torch.nn.Module, rows: Tensor, places: Tensor, one_each: bool = False) -> Iterator[bool]:
     """Inside, the last pipeline stage's hidden states are [M, 1, H], those of these rows and places; yields True.
 
-    `one_each` promises that no row is named twice.
+    `one_each` promises that no row is named twice or, where answers share prompts, that each is read once, in order.
 
     Yields False, and changes nothing, where that is not the last stage, or where it cannot be: with sequence
     parallelism (positions lie on other ranks), full recomputation (the layer runs again in the backward pass), FP8 (its

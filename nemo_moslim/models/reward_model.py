@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nemo_moslim.batches import RewardBatch, position_ids
+from nemo_moslim.batches import RewardBatch, SharedPrompts, position_ids
 from nemo_moslim.functional.classification import LOSSES, check_levels_for_loss, probabilities
 from nemo_moslim.functional.statistics import (
     Moments,
@@ -54,7 +54,8 @@ class PreferenceHead(TokenHead):
 def reward_model_step(model: nn.Module, batch: RewardBatch) -> Tensor:
     """NeMo's forward step: logits fp32 [B, C] at the tokens that end the answers, on the last pipeline stage."""
     rows = batch.rows
-    with reading(model, rows, batch.last_index, one_each=batch.packing is None) as early:
+    one_each = batch.packing is None or isinstance(batch.packing, SharedPrompts)
+    with reading(model, rows, batch.last_index, one_each) as early:
         output = model(batch.tokens, position_ids(batch.tokens), attention_mask=None, **packed_sequences(batch.packing))
     if not core_model(model).post_process:
         return output

@@ -70,6 +70,19 @@ def check_attention(precision: str, packing: bool, parallel: ParallelConfig, pla
             )
 
 
+def check_answers_together(answers: int, platform: Platform) -> None:
+    """Refuse answers that share their prompt where Transformer Engine's attention would read them.
+
+    Raises:
+        ValueError: see above.
+    """
+    if answers > 1 and platform.transformer_engine:
+        raise ValueError(
+            f"answers_together={answers}: Transformer Engine has no attention for answers that share a prompt: use "
+            "answers_together=1, with batch.packing=true against padding"
+        )
+
+
 def check_precision(
     precision: str, recipe: str, parallel: ParallelConfig, architecture: Architecture, platform: Platform
 ) -> None:

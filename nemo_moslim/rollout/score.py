@@ -16,7 +16,7 @@ from nemo_moslim.config import BatchConfig
 from nemo_moslim.data.chat import ChatEncoder, Prompt, load_tokenizer
 from nemo_moslim.data.length_batches import evaluation_batches, rank_share
 from nemo_moslim.data.reward_dataset import RewardDataset
-from nemo_moslim.data.shared_prompts import PromptGroups
+from nemo_moslim.data.shared_prompts import AnswersTogether
 from nemo_moslim.functional.classification import probabilities
 from nemo_moslim.functional.reward_mapping import map_rewards
 from nemo_moslim.models.layer_spec import shares_prompts
@@ -94,7 +94,7 @@ def rank_batches(dataset, global_size: int, micro_size: int) -> Iterator[tuple[n
         yield share, [dataset.batch(rows) for rows in share]
 
 
-def validation_sums(model: RewardModel, dataset: RewardDataset, batch: BatchConfig) -> Tensor:
+def validation_sums(model: RewardModel, dataset: RewardDataset | AnswersTogether, batch: BatchConfig) -> Tensor:
     """`reward_sums` over a whole data set, all-reduced, on every rank: fp64 [model.sums_size]."""
     module, total = unwrapped(model), torch.zeros(model.sums_size, dtype=torch.float64, device="cuda")
     longest = int(dataset.lengths.max())
@@ -119,16 +119,17 @@ def score_rows(model: RewardModel, dataset: RewardDataset, micro_size: int) -> T
     def collect(rows, output: Tensor) -> dict:
         return {"p": probabilities(output, config.levels, config.loss)}
 
-    groups = PromptGroups.of(dataset) if shares_prompts() else None
-    items, size = (groups, max(1, micro_size // groups.largest)) if groups else (dataset, micro_size)
-    longest = int(items.lengths.max())
-    global_size = size * micro_batches_per_pass() * parallel_state.get_data_parallel_world_size()
-    for share, micro_batches in rank_batches(items, global_size, size):
+    longest = int(dataset.lengths.max())
+    if shares_prompts():
+        together = AnswersTogether.build(dataset, micro_size)
+        dataset = together if together.blocks < len(dataset) else dataset
+    global_size = micro_size * micro_batches_per_pass() * parallel_state.get_data_parallel_world_size()
+    for share, micro_batches in rank_batches(dataset, global_size, micro_size):
         passed = forward_micro_batches(module, micro_batches, collect, longest)
         for indices, kept in zip(share, passed, strict=False):  # nothing is kept before the last stage
-            rows = torch.from_numpy(groups.rows_of(indices) if groups else indices)
+            rows = torch.from_numpy(indices)
             real = rows >= 0
-            scores[rows[real]] = kept["p"][: len(rows)][real].float()
+            scores[rows[real]] = kept["p"][real].float()
     return from_last_stage(sum_over_data_ranks(scores))
 
 

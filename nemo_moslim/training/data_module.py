@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from nemo_moslim.config import BatchConfig
 from nemo_moslim.data.length_batches import TrainingBatches, evaluation_batches, rank_share
+from nemo_moslim.data.shared_prompts import AnswersTogether
 
 
 class StepSampler(MegatronDataSampler):
@@ -28,7 +29,7 @@ class _MicroBatches(IterableDataset):
 
 
 class StepDataModule(pl.LightningDataModule):
-    """Training and validation micro-batches of one dataset each (RewardDataset or SFTDataset).
+    """Training and validation micro-batches of one dataset each (RewardDataset or SFTDataset, or what is made of them).
 
     The rows of step s depend on (seed, s) alone, so a resumed run continues where it stopped with no state of its own.
     """
@@ -42,7 +43,8 @@ class StepDataModule(pl.LightningDataModule):
         )
         group_size = batch.group_size or batch.micro_size
         sizes = (batch.global_size, batch.micro_size, group_size, batch.bucket_batches)
-        self.plan = TrainingBatches(train.lengths, *sizes, seed)
+        block_of = train.block_of if isinstance(train, AnswersTogether) else None
+        self.plan = TrainingBatches(train.lengths, *sizes, seed, block_of)
 
     def validation_micro_batches(self, data_ranks: int) -> int:
         """Micro-batches of one validation pass on one rank; Lightning counts a loader's items, not global batches."""

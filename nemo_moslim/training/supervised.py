@@ -22,6 +22,7 @@ from nemo_moslim.data.packed_dataset import PackedDataset
 from nemo_moslim.data.ratings import keep_dimensions, read_ratings, read_sft, tags_of_answers
 from nemo_moslim.data.reward_dataset import RewardDataset, class_weights
 from nemo_moslim.data.sft_dataset import SFTDataset
+from nemo_moslim.data.shared_prompts import AnswersTogether
 from nemo_moslim.functional.classification import check_levels_for_loss
 from nemo_moslim.huggingface.sources import open_source
 from nemo_moslim.model_config import ModelConfig
@@ -33,7 +34,7 @@ from nemo_moslim.models.summed_loss import SummedLossModel
 from nemo_moslim.parallel import cpu
 from nemo_moslim.parallel.layout import is_rank_zero, leave_process_group, local_world_size, world_size
 from nemo_moslim.parallel.layout_checks import data_parallel_size, row_multiple, sequence_multiple
-from nemo_moslim.parallel.platform import this_platform
+from nemo_moslim.parallel.platform import check_answers_together, this_platform
 from nemo_moslim.parallel.start_checks import check_supervised
 from nemo_moslim.preferences import PreferenceSchema
 from nemo_moslim.rollout.open_model import nemo_tokenizer
@@ -79,6 +80,7 @@ def train_reward_model(config: RewardModelTrainingConfig, callbacks: Sequence[pl
         ValueError: configuration, data or layout that cannot run.
     """
     setup = SupervisedSetup(config)
+    check_answers_together(config.answers_together, this_platform())
     whole = PreferenceSchema.from_dict(to_plain(config.preferences))
     schema = whole.part(config.dimensions or whole.names)
     check_levels_for_loss({dimension.name: dimension.levels for dimension in schema.dimensions}, config.loss)
@@ -92,6 +94,8 @@ def train_reward_model(config: RewardModelTrainingConfig, callbacks: Sequence[pl
     train, validation = (build(rows_of(path), origin=str(path)) for path in setup.data_files())
     weights = class_weights(train.class_counts(), levels, config.class_weights, config.head_weights)
     train = replace(train, counts_rows=config.loss != "per_head")
+    if config.answers_together > 1:
+        train, validation = (AnswersTogether.build(data, config.answers_together) for data in (train, validation))
     train, validation = setup.packed(train), setup.packed(validation)
     model_config = RewardModelConfig(
         **setup.architecture(tie=False),
@@ -235,6 +239,7 @@ class SupervisedSetup:
         data = StepDataModule(train, validation, config.batch, config.model.max_length, config.trainer.seed)
         steps = map(data.plan.step, range(PADDING_STEPS))
         packed_lengths = train.packs.padded_lengths if config.batch.packing else None
+        packed_lengths = train.lengths if isinstance(train, AnswersTogether) else packed_lengths
         padding = padding_share(train.lengths, steps, train.pad_multiple, packed_lengths)
         telemetry = Telemetry(
             config.run_dir, config.trainer.validate_every, config.trainer.log_every, experiment_loggers(config)
@@ -279,6 +284,8 @@ class SupervisedSetup:
         )
         if self.config.batch.packing:
             print(f"rows in {len(train):,} packs, {train.packs.fill_rate:.1%} full", flush=True)
+        if isinstance(train, AnswersTogether):
+            print(f"answers together: {rows.lengths.sum():,} tokens if each had its own prompt", flush=True)
         if resumable:
             print(f"resuming from {resumable[-1]}", flush=True)
 

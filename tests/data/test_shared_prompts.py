@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_moslim.data.reward_dataset import RewardDataset
-from nemo_moslim.data.shared_prompts import PromptGroups, together
+from nemo_moslim.data.shared_prompts import AnswersTogether, together
 from nemo_moslim.preferences import PreferenceSchema
 
 PARTS = st.lists(st.integers(5, 9), min_size=1, max_size=5)
@@ -26,6 +26,7 @@ def test_neighbours_with_one_prompt_have_it_once():
     assert packing.pieces.tolist() == [0, 0, 1, 1, 1, 2, 0, 1, 1, 0, 0, 1, 0, 0, 0, 0]
     assert found.ends.tolist() == [4, 5, 8, 11]
     assert found.before[0].tolist() == [1, 2, 3]  # the prompt's last token predicts the first of each answer
+    assert packing.places.tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, -1, -1], [6, 7, 8, -1, -1], [9, 10, 11, -1, -1]]
     assert found.before[1, 0] == 1 and found.before[2, :2].tolist() == [6, 7] and found.before[3, 0] == 10
 
 
@@ -35,21 +36,47 @@ def dataset(encoder, prompts):
     return RewardDataset.build(rows, schema, encoder, 100, "raise", 8, "rows")
 
 
-def test_a_reward_models_rows_are_grouped_by_their_prompts(encoder):
-    base = dataset(encoder, ["red", "red", "red", "blue", "blue", "red", "red", "red", "red"])
-    groups = PromptGroups.of(base)  # three rows a prompt
-    assert [group.tolist() for group in groups.groups] == [[0, 1, 2], [3, 4], [5, 6, 7], [8]] and groups.largest == 3
-    red, blue = (base.rows.prompt_lengths[row] for row in (0, 3))
-    saved = [2 * red, blue, 2 * red, 0]
-    assert groups.lengths.tolist() == [
-        base.lengths[g].sum() - less for g, less in zip(groups.groups, saved, strict=True)
-    ]
-    batch, rows = groups.batch(np.array([1, -1, 0])), groups.rows_of(np.array([1, -1, 0]))
-    assert rows.tolist() == [3, 4, 0, 1, 2] and batch.rows.tolist() == [0] * 5
-    ends = [base.rows.row(row)[-1] for row in rows]
-    assert batch.tokens[0, batch.last_index].tolist() == ends and not batch.label_mask.any()
-    assert len(groups.batch(np.array([-1])).last_index) == 1 and len(groups.rows_of(np.array([-1]))) == 0
-    assert PromptGroups.of(dataset(encoder, ["red", "blue", "green", "green"])) is None
+def test_answers_to_a_prompt_make_blocks(encoder):
+    base = dataset(encoder, ["red", "red", "blue", "red", "red", "blue"])
+    together = AnswersTogether.build(base, 3)
+    blocks = [np.flatnonzero(together.block_of == block).tolist() for block in range(together.blocks)]
+    assert sorted(blocks) == [[0, 1, 3], [2, 5], [4]]  # the longest red one is left over
+    assert AnswersTogether.build(base, 1).blocks == len(base)
+    red, blue = (base.rows.prompt_lengths[row] for row in (0, 2))
+    lengths = base.lengths
+    first = (lengths[[0, 1, 3]].sum() - 2 * red) / 3
+    second = (lengths[[2, 5]].sum() - blue) / 2
+    np.testing.assert_allclose(together.lengths, [first, first, second, first, lengths[4], second])
+
+
+def test_a_micro_batch_reads_a_prompt_once_for_its_neighbours(encoder):
+    base = dataset(encoder, ["red", "red", "blue"])
+    batch = AnswersTogether.build(base, 2).batch(np.array([0, 1, -1, -1, 2]))
+    used = base.lengths.sum() - base.rows.prompt_lengths[0] + 1  # fillers share their one token
+    assert batch.tokens.shape == (1, -(-used // 8) * 8) and batch.packing.cu_seqlens.tolist()[-2:][0] == used
+    ends = [int(base.rows.row(row)[-1]) for row in range(3)]
+    assert batch.tokens[0, batch.last_index].tolist() == [*ends[:2], base.pad_id, base.pad_id, ends[2]]
+    rows = base.batch(np.array([0, 1, -1, -1, 2]))
+    assert torch.equal(batch.targets, rows.targets) and torch.equal(batch.label_mask, rows.label_mask)
+    for row, (place, length) in enumerate(zip(batch.packing.places, (rows.last_index + 1).tolist(), strict=True)):
+        assert torch.equal(batch.tokens[0, place[:length]], rows.tokens[row, :length]) and (place[length:] == -1).all()
+
+
+def test_attention_goes_by_rows_where_that_is_less_work():
+    """Scores by rows, in blocks of four padded to their longest: 4 * 24^2 / 2 + 22^2 / 2 = 1394, each counted 1.4 times;
+    by prompts 2 * 2^2 / 2 + 80 * 82 + 20 * 22 = 7004. With prompts of 40 tokens and answers of 2: 4 * 42^2 / 2 = 3528
+    against 40^2 / 2 + 8 * 48 = 1184."""
+    prompts = arrays(*[[7, 8]] * 4, [9, 9])
+    found = together(prompts, arrays(*([5] * size for size in (22, 20, 19, 19)), [5] * 20), 0, 1).packing
+    assert [list(block.shape) for block in found.blocks] == [[4, 22], [1, 24]]
+    for block, rows in zip(found.blocks, ([2, 3, 1, 4], [0]), strict=True):
+        for places, row in zip(block, rows, strict=True):
+            length = int((found.places[row] >= 0).sum())
+            assert torch.equal(places[:length], found.places[row, :length]) and (places[length:] == 0).all()
+    flat = torch.cat([block.flatten() for block in found.blocks])
+    assert torch.equal(flat[found.back], torch.arange(len(found.back)))  # every token comes back to its place
+    long_prompts = together(arrays(*[[7] * 40] * 4), arrays(*[[5, 5]] * 4), 0, 1).packing
+    assert long_prompts.blocks == () and long_prompts.back is None
 
 
 @given(st.lists(st.tuples(PARTS, st.lists(PARTS, min_size=1, max_size=3)), min_size=1, max_size=4), st.integers(1, 8))

@@ -538,7 +538,7 @@ def shared_prompts_against_rows(reward_run: str, sft_run: str, ratings: str) -> 
     from nemo_moslim.batches import SampledAnswers
     from nemo_moslim.data.chat import ChatEncoder
     from nemo_moslim.data.reward_dataset import RewardDataset
-    from nemo_moslim.data.shared_prompts import PromptGroups
+    from nemo_moslim.data.shared_prompts import AnswersTogether
     from nemo_moslim.models.policy import answer_logprobs, hidden_states_step
     from nemo_moslim.models.reward_model import reward_model_step
     from nemo_moslim.parallel.layout import leave_process_group
@@ -579,13 +579,21 @@ def shared_prompts_against_rows(reward_run: str, sft_run: str, ratings: str) -> 
     lines = [json.loads(line) for line in (Path(ratings) / "train.jsonl").read_text().splitlines()[:8]]
     rated = [{**line, "prompt": lines[p]["prompt"]} for line, p in zip(lines, [0, 0, 1, 2, 2, 2, 3, 3], strict=True)]
     dataset = RewardDataset.build(rated, config.schema, ChatEncoder(tokenizer), 64, "raise", 8, "train")
-    groups = PromptGroups.of(dataset)
-    order = np.array([2, 0, -1, 1])
-    with torch.no_grad():
-        apart = reward_model_step(module, dataset.batch(groups.rows_of(order)).to_device())
-        together = reward_model_step(module, groups.batch(order).to_device())
+    together, order = AnswersTogether.build(dataset, 4), np.array([3, 4, 5, 0, 1, -1, 2])
+    module.train()
+    weights, found = torch.randn(len(order), 1, generator=torch.Generator().manual_seed(1)), []
+    for rows in (dataset.batch(order), together.batch(order)):
+        module.zero_grad()
+        scores = reward_model_step(module, rows.to_device())
+        (scores * weights).sum().backward()
+        found.append((scores.detach(), torch.cat([p.grad.flatten() for p in module.parameters()])))
     leave_process_group()
-    return report | {"groups": len(groups), "scores": (apart - together).abs().max().item()}
+    (apart, gradient), (shared, shared_gradient) = found
+    return report | {
+        "blocks": together.blocks,
+        "scores": (apart - shared).abs().max().item(),
+        "score_gradient": ((gradient - shared_gradient).norm() / gradient.norm()).item(),
+    }
 
 
 def train_with_scores(runs: list[list], context: bool = False) -> list[list]:

@@ -3,7 +3,9 @@
 import json
 import math
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +15,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from training_client import ROOT
 
+from nemo_moslim.data import shared_prompts
 from nemo_moslim.models.layer_spec import RMSNorm, SDPACoreAttention, decoder_layer_spec
-from nemo_moslim.models.packed_sequences import SharedPromptParams
+from nemo_moslim.models.packed_sequences import packed_sequences
 
 
 def attention(heads: int, groups: int, size: int, mask_type=AttnMaskType.causal, **fields) -> SDPACoreAttention:
@@ -53,11 +56,11 @@ def causal(batch: int, sq: int, sk: int) -> torch.Tensor:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 4), st.lists(st.integers(1, 3), max_size=3)), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(1, 4), st.lists(st.integers(1, 3), min_size=1, max_size=3)), min_size=1, max_size=3),
     st.sampled_from([(1, 1), (4, 2)]),
 )
 def test_answers_see_their_prompt_and_themselves(groups, heads):
-    """Values and gradients; prompts of these lengths, each with answers of those."""
+    """Values and gradients, row by row and prompt by prompt; prompts of these lengths, each with answers of those."""
     sizes = [prompt + sum(answers) for prompt, answers in groups]
     numbers = [[0] * prompt + [i + 1 for i, a in enumerate(answers) for _ in range(a)] for prompt, answers in groups]
     pieces = [number for of_group in numbers for number in of_group]
@@ -68,15 +71,19 @@ def test_answers_see_their_prompt_and_themselves(groups, heads):
             forbidden[0, q, k] = group[q] != group[k] or pieces[k] not in (0, pieces[q])
     draw = torch.Generator().manual_seed(total)
     inputs = [torch.randn(total, n, 8, generator=draw, requires_grad=True) for n in (heads[0], heads[1], heads[1])]
-    cu_seqlens = torch.tensor([0, *sizes]).cumsum(0)
-    params = SharedPromptParams(qkv_format="thd", cu_seqlens_q=cu_seqlens, pieces=torch.tensor(pieces))
-    found = attention(*heads, 8)(*inputs, None, packed_seq_params=params)
     expected = naive(*(x[:, None] for x in inputs), forbidden, 8**-0.5)[:, 0]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     weights = torch.randn(expected.shape, generator=draw)
-    gradients = [torch.autograd.grad((x * weights).sum(), inputs) for x in (found, expected)]
-    for mine, naives in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, naives, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad((expected * weights).sum(), inputs)
+    rows = [(np.full(prompt, i), np.zeros(size)) for i, (prompt, answers) in enumerate(groups) for size in answers]
+    for cost, by_rows in ((0, True), (math.inf, False)):
+        with mock.patch.object(shared_prompts, "ROW_COST", cost):
+            packing = shared_prompts.together(*zip(*rows, strict=True), pad_id=0, multiple=1).packing
+        assert packing.pieces.tolist() == pieces and bool(packing.blocks) == by_rows
+        params = packed_sequences(packing)["packed_seq_params"]
+        found = attention(*heads, 8)(*inputs, None, packed_seq_params=params)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for mine, naives in zip(torch.autograd.grad((found * weights).sum(), inputs), gradients, strict=True):
+            torch.testing.assert_close(mine, naives, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)

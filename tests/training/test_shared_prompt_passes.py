@@ -6,5 +6,5 @@ def test_answers_that_share_their_prompts_have_the_values_and_gradients_of_rows(
 ):
     arguments = dict(reward_run=str(reward_run), sft_run=str(sft_run), ratings=str(rating_dir))
     (found,) = trainings.run("shared_prompts_against_rows", **arguments).results()
-    assert found["tokens"] < 0.6 * found["tokens_of_rows"] and found["groups"] == 5
-    assert max(found["logprobs"], found["entropy"], found["scores"], found["gradient"]) < 1e-5
+    assert found["tokens"] < 0.6 * found["tokens_of_rows"] and found["blocks"] == 4
+    assert max(found[name] for name in ("logprobs", "entropy", "scores", "gradient", "score_gradient")) < 1e-5
