@@ -16,8 +16,9 @@ from nemo_moslim.data.encoded_rows import EncodedRows
 from nemo_moslim.data.length_batches import pad_length
 from nemo_moslim.data.reward_dataset import RewardDataset
 
-BLOCK_ROWS = 4  # that attention runs side by side: more are padded more, fewer are more calls
-ROW_COST = 1.4  # of a score that is computed row by row, by one that is computed prompt by prompt: rows are copied
+# What attention costs on a CPU, in scores of a query with a key (all heads of it): measured, and good to a factor of two.
+CALL_COST = 2000  # of a call of the kernel, beside its scores
+ROW_COST = 1.3  # of a score that is computed row by row, by one that is computed prompt by prompt: rows are copied
 
 
 def together(
@@ -92,18 +93,28 @@ def _attention_blocks(places: list[np.ndarray], groups: list[np.ndarray]) -> dic
         places: int64 [B] x [tokens], of each row.
         groups: int64 [G] x [tokens], `SharedPrompts.pieces` of each prompt with its answers.
     """
-    order = sorted(range(len(places)), key=lambda row: len(places[row]))
-    rows = [[places[row] for row in order[i : i + BLOCK_ROWS]] for i in range(0, len(order), BLOCK_ROWS)]
-    by_rows = sum(len(block) * len(block[-1]) ** 2 / 2 for block in rows)
-    by_prompts = sum((n == 0).sum() ** 2 / 2 + (n > 0).sum() * len(n) for n in groups)
-    if by_rows * ROW_COST > by_prompts:
+    blocks = [[]]
+    for row in sorted(places, key=len):
+        longer = [*blocks[-1], row]
+        if sum(_scores(len(row)) - _scores(len(other)) for other in longer) <= CALL_COST:
+            blocks[-1] = longer
+        else:
+            blocks.append([row])
+    by_rows = sum(CALL_COST + ROW_COST * len(block) * _scores(len(block[-1])) for block in blocks)
+    by_prompts = sum(2 * CALL_COST + _scores((n == 0).sum()) + (n > 0).sum() * len(n) for n in groups)
+    if by_rows > by_prompts:
         return dict(blocks=(), back=None)
     back, start = np.zeros(sum(map(len, groups)), dtype=np.int64), 0
-    for block in rows:
+    for block in blocks:
         for row in block:
             back[row] = start + np.arange(len(row))
             start += len(block[-1])
-    return dict(blocks=tuple(_padded(block, 0) for block in rows), back=torch.from_numpy(back))
+    return dict(blocks=tuple(_padded(block, 0) for block in blocks), back=torch.from_numpy(back))
+
+
+def _scores(tokens: int) -> float:
+    """Of causal attention among so many tokens."""
+    return tokens**2 / 2
 
 
 @dataclass(frozen=True)
