@@ -76,6 +76,19 @@ def test_padding_is_small_on_skewed_lengths():
     assert padding_share(lengths, (one_window.step(i) for i in range(64)), 8) > 2 * share
 
 
+def test_rows_of_a_block_follow_each_other():
+    """Blocks of three rows: their lengths here are that of the block, so that sorting keeps them together too."""
+    block_of = np.tile(np.arange(16), 3)
+    lengths = skewed(16)[block_of] + block_of / 100
+    plan = TrainingBatches(lengths, 12, 6, 6, 4, 3, block_of)
+    rows = np.concatenate([plan.step(step) for step in range(4)])
+    assert sorted(rows.ravel()) == list(range(48))  # an epoch
+    for micro_batch in rows:
+        first, second = block_of[micro_batch.reshape(2, 3)]
+        assert len(set(first)) == len(set(second)) == 1
+    assert not np.array_equal(rows, np.concatenate([plan.step(step) for step in range(4, 8)]))
+
+
 def test_padding_share_by_hand():
     lengths = np.array([3, 8, 9])
     batches = [np.array([[0, 1], [2, -1]])]  # 2 rows of 8, then 2 rows of 16: 48 places for 20 tokens

@@ -5,6 +5,7 @@ from test_layout_checks import DENSE, MIXTURE, layout, refused
 
 from nemo_moslim.parallel.platform import (
     Platform,
+    check_answers_together,
     check_attention,
     check_platform,
     check_precision,
@@ -113,6 +114,15 @@ def test_fp32_has_no_attention_for_packed_or_split_rows(context, packing, key):
         check_attention(precision, packing, layout(context=context), HOPPER)
     check_attention("fp32", packing, layout(), CPU)  # the attention without Transformer Engine takes packed rows
     check_attention("fp32", False, layout(), HOPPER)
+
+
+def test_answers_share_their_prompt_without_transformer_engine_alone():
+    assert refused(check_answers_together, 4, HOPPER) == (
+        "answers_together=4: Transformer Engine has no attention for answers that share a prompt: use "
+        "answers_together=1, with batch.packing=true against padding"
+    )
+    check_answers_together(1, HOPPER)
+    check_answers_together(4, CPU)
 
 
 def test_the_rest_runs_anywhere():
