@@ -63,20 +63,21 @@ def test_a_micro_batch_reads_a_prompt_once_for_its_neighbours(encoder):
 
 
 def test_attention_goes_by_rows_where_that_is_less_work():
-    """Scores by rows, in blocks of four padded to their longest: 4 * 24^2 / 2 + 22^2 / 2 = 1394, each counted 1.4 times;
-    by prompts 2 * 2^2 / 2 + 80 * 82 + 20 * 22 = 7004. With prompts of 40 tokens and answers of 2: 4 * 42^2 / 2 = 3528
-    against 40^2 / 2 + 8 * 48 = 1184."""
-    prompts = arrays(*[[7, 8]] * 4, [9, 9])
-    found = together(prompts, arrays(*([5] * size for size in (22, 20, 19, 19)), [5] * 20), 0, 1).packing
-    assert [list(block.shape) for block in found.blocks] == [[4, 22], [1, 24]]
-    for block, rows in zip(found.blocks, ([2, 3, 1, 4], [0]), strict=True):
+    """Rows of 42, 98, 99 and 100 tokens. The first is a block of its own, since 98^2 / 2 - 42^2 / 2 = 3920 scores more
+    are over the 2000 of a call. By rows 2 * 2000 + 1.3 * (42^2 / 2 + 3 * 100^2 / 2) = 24,647 scores, by prompts
+    2 * 2000 + 2 + 235 * 237 and 2 * 2000 + 2 + 96 * 98, 73,107. A prompt of 80 tokens with four answers of 2: by rows
+    2000 + 1.3 * 4 * 82^2 / 2 = 19,482, by prompts 2 * 2000 + 80^2 / 2 + 8 * 88 = 7,904."""
+    prompts = arrays([7, 8], [7, 8], [7, 8], [9, 9])
+    found = together(prompts, arrays(*([5] * size for size in (98, 97, 40, 96))), 0, 1).packing
+    assert [list(block.shape) for block in found.blocks] == [[1, 42], [3, 100]]
+    for block, rows in zip(found.blocks, ([2], [3, 1, 0]), strict=True):
         for places, row in zip(block, rows, strict=True):
             length = int((found.places[row] >= 0).sum())
             assert torch.equal(places[:length], found.places[row, :length]) and (places[length:] == 0).all()
     flat = torch.cat([block.flatten() for block in found.blocks])
     assert torch.equal(flat[found.back], torch.arange(len(found.back)))  # every token comes back to its place
-    long_prompts = together(arrays(*[[7] * 40] * 4), arrays(*[[5, 5]] * 4), 0, 1).packing
-    assert long_prompts.blocks == () and long_prompts.back is None
+    long_prompt = together(arrays(*[[7] * 80] * 4), arrays(*[[5, 5]] * 4), 0, 1).packing
+    assert long_prompt.blocks == () and long_prompt.back is None
 
 
 @given(st.lists(st.tuples(PARTS, st.lists(PARTS, min_size=1, max_size=3)), min_size=1, max_size=4), st.integers(1, 8))
