@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+from grids import grid
 from omegaconf import OmegaConf
 
 from nemo_moslim.baseline_config import PairTrainingConfig
@@ -76,8 +77,13 @@ def test_table1():
         check_supervised_settings("train_rm", RewardModelTrainingConfig, [*size, *recipe.reward])
 
 
-@pytest.mark.parametrize("first", ["rloo", "ppo"])
-@pytest.mark.parametrize("budget", ["world", "world_short", "smoke", "folder", "folder_short"])
+BUDGETS = ("world", "world_short", "smoke", "folder", "folder_short")
+PLANS = [(budget, first) for budget in BUDGETS for first in ("rloo", "ppo")]
+
+
+@pytest.mark.parametrize(
+    ("budget", "first"), grid(PLANS, ("folder", "rloo"), *((budget, "ppo") for budget in BUDGETS if budget != "folder"))
+)
 def test_comparison(budget, first, tmp_path):
     """Every training of every method, with each algorithm for MOSLIM and either of two for the others."""
     others = [name for name in ("rloo", "ppo", "online_dpo") if name != first]

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from grids import grid
 from training_client import metrics, weights
 
 LAYOUTS = {
@@ -51,7 +52,13 @@ def assert_same_training(rows, expected):
     assert rows[-1]["validation"] == pytest.approx(expected[-1]["validation"], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name",
+    grid(
+        LAYOUTS, "TP=2 x PP=2", "TP=2 with sequence parallelism", "DP=2", "DP=2, communication overlapped",
+        "DP=2, whole optimizer",
+    ),
+)  # fmt: skip
 def test_every_layout_trains_like_one_rank(name, one_rank, run_of_layout):
     assert_same_training(metrics(run_of_layout(name)), one_rank)
 
@@ -68,9 +75,9 @@ def test_overlapped_communication_saves_the_same_weights(run_of_layout):
             torch.testing.assert_close(mine[name], plain[name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["DP=2", "PP=2"])
+@pytest.mark.parametrize("name", grid(["DP=2", "PP=2"], "DP=2"))
 def test_a_checkpoint_continues_on_another_layout(name, run_of_layout, trainings, reward_arguments, tmp_path):
-    written = run_of_layout("TP=2")
+    written = run_of_layout("TP=2 x PP=2")
     (tmp_path / "checkpoints").mkdir()
     shutil.copytree(written / "checkpoints" / "step=000005", tmp_path / "checkpoints" / "step=000005")
     ranks, layout = LAYOUTS[name]
@@ -129,6 +136,7 @@ def test_expert_parallelism_trains_like_data_parallelism(mixture_run, trainings,
             assert mine == pytest.approx([row[key] for row in theirs[:2]], rel=1e-5), (name, key)
 
 
+@pytest.mark.exhaustive  # how they train: the test above; how a checkpoint changes its layout: with dense models
 def test_whole_experts_over_tensor_parallel_ranks_save_and_continue(mixture_run, trainings, reward_arguments, tmp_path):
     """A checkpoint of whole experts on tensor-parallel ranks goes on where the experts lie on data-parallel ranks."""
     arguments = [*reward_arguments, f"model.init={mixture_run}", "parallel.expert=2", "trainer.validate_every=2"]
