@@ -121,7 +121,7 @@ def test_experts_start_apart_on_every_rank(mixture_run):
 def test_expert_parallelism_trains_like_data_parallelism(mixture_run, trainings, reward_arguments, tmp_path):
     for experts in (1, 2):
         run_dir = f"run_dir={tmp_path}/{experts}"
-        arguments = [*reward_arguments, f"model.init={mixture_run}", f"parallel.expert={experts}"]
+        arguments = [*reward_arguments, f"model.init={mixture_run}", f"parallel.expert={experts}", "trainer.max_steps=5"]
         trainings.train("train_rm", *arguments, run_dir, ranks=2)
     assert_same_training(metrics(tmp_path / "2"), metrics(tmp_path / "1"))
     split = ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2", "trainer.max_steps=2"]
@@ -163,16 +163,16 @@ def test_both_dispatchers_bring_tokens_to_the_same_experts(mixture_run, training
 
 @pytest.fixture(scope="module")
 def deep_arguments(trainings, sft_dir, tokenizer_dir, reward_arguments, tiny_model, tmp_path_factory):
-    """train_rm from a language model of four layers, everything but run_dir."""
+    """train_rm from a language model of four layers, six steps, everything but run_dir."""
     run_dir = tmp_path_factory.mktemp("deep")
     arguments = [f"tokenizer={tokenizer_dir}", f"data={sft_dir}", f"run_dir={run_dir}", *tiny_model]
     trainings.train("train_sft", *arguments, "model.num_layers=4", "trainer.max_steps=1")
-    return [*reward_arguments, f"model.init={run_dir}"]
+    return [*reward_arguments, f"model.init={run_dir}", "trainer.max_steps=6", "trainer.validate_every=6"]
 
 
 def test_virtual_pipeline_trains_saves_and_resumes_like_one_rank(trainings, deep_arguments, tmp_path):
     interleaved = ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "batch.fixed_length=true"]
-    stop = {"moment": "sigterm", "step": 5}
+    stop = {"moment": "sigterm", "step": 3}
     trainings.train("train_rm", *deep_arguments, f"run_dir={tmp_path}/one")
     trainings.train("train_rm", *deep_arguments, f"run_dir={tmp_path}/parts", *interleaved, ranks=2, fault=stop)
     shutil.copytree(tmp_path / "parts", tmp_path / "moved")
@@ -180,13 +180,14 @@ def test_virtual_pipeline_trains_saves_and_resumes_like_one_rank(trainings, deep
     trainings.train("train_rm", *deep_arguments, f"run_dir={tmp_path}/moved", "parallel.tensor=2", ranks=2)
     for name in ("parts", "moved"):
         assert_same_training(metrics(tmp_path / name), metrics(tmp_path / "one"))
-    mine, theirs = (weights(tmp_path / name / "checkpoints" / "step=000010") for name in ("parts", "one"))
+    mine, theirs = (weights(tmp_path / name / "checkpoints" / "step=000006") for name in ("parts", "one"))
     statistics = [name for name in theirs if "statistics" in name]
     assert len(statistics) == 3 and mine.keys() == theirs.keys()
     for name in statistics:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.exhaustive  # of packed rows: test_packed_training.py
 def test_context_parallelism_trains_like_one_rank(
     one_rank, sft_run, trainings, reward_arguments, sft_dir, tiny_model, tmp_path
 ):
