@@ -1,6 +1,5 @@
-"""The settings that recipes hand to their commands are accepted by these, on the two ranks that they start; those of the
-comparison:
-comparison/test_plan.py."""
+"""The settings that recipes hand to their commands are accepted by these, on the two ranks that they start; those of
+the comparison: comparison/test_plan.py."""
 
 import pytest
 
