@@ -30,6 +30,7 @@ def service_tasks(job):
     return [pid for pid, line in lines.items() if b"serve_reward.py" in line]
 
 
+@pytest.mark.exhaustive  # the scripts: test_service_decisions.py; a service that is killed: test_reward_service.py
 @pytest.mark.timeout(900)
 def test_both_run_and_the_service_is_started_again(
     make_job, policy_arguments, sft_run, reward_run, prompt_dir, tmp_path

@@ -21,10 +21,14 @@ LAYOUTS = {
 }
 
 
+AT_THE_END = "trainer.validate_every=10"  # which writes a checkpoint too
+SIX_STEPS = ["trainer.max_steps=6", "trainer.validate_every=6", "trainer.checkpoint_every=6"]
+
+
 @pytest.fixture(scope="module")
 def one_rank(trainings, reward_arguments, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("one_rank")
-    trainings.train("train_rm", *reward_arguments, f"run_dir={run_dir}")
+    trainings.train("train_rm", *reward_arguments, AT_THE_END, "trainer.checkpoint_every=10", f"run_dir={run_dir}")
     return metrics(run_dir)
 
 
@@ -37,7 +41,7 @@ def run_of_layout(trainings, reward_arguments, tmp_path_factory):
         if name not in made:
             ranks, layout = LAYOUTS[name]
             made[name] = tmp_path_factory.mktemp("layout")
-            trainings.train("train_rm", *reward_arguments, f"run_dir={made[name]}", *layout, ranks=ranks)
+            trainings.train("train_rm", *reward_arguments, AT_THE_END, f"run_dir={made[name]}", *layout, ranks=ranks)
         return made[name]
 
     return run
@@ -88,6 +92,7 @@ def test_a_checkpoint_continues_on_another_layout(name, run_of_layout, trainings
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in uninterrupted], rel=1e-4)
 
 
+@pytest.mark.exhaustive  # policies are tied: test_policy_layouts.py
 def test_tied_language_model_trains_alike_in_every_layout(trainings, sft_run, sft_dir, tiny_model, tmp_path):
     runs = {"one": (1, []), "four": (4, ["parallel.tensor=2", "parallel.pipeline=2"])}
     for name, (ranks, layout) in runs.items():
@@ -120,9 +125,8 @@ def test_experts_start_apart_on_every_rank(mixture_run):
 
 def test_expert_parallelism_trains_like_data_parallelism(mixture_run, trainings, reward_arguments, tmp_path):
     for experts in (1, 2):
-        run_dir = f"run_dir={tmp_path}/{experts}"
-        arguments = [*reward_arguments, f"model.init={mixture_run}", f"parallel.expert={experts}", "trainer.max_steps=5"]
-        trainings.train("train_rm", *arguments, run_dir, ranks=2)
+        settings = [f"parallel.expert={experts}", "trainer.max_steps=5", f"run_dir={tmp_path}/{experts}"]
+        trainings.train("train_rm", *reward_arguments, f"model.init={mixture_run}", *settings, ranks=2)
     assert_same_training(metrics(tmp_path / "2"), metrics(tmp_path / "1"))
     split = ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2", "trainer.max_steps=2"]
     arguments = [*reward_arguments, f"model.init={mixture_run}", *split, f"run_dir={tmp_path}/split"]
@@ -167,7 +171,7 @@ def deep_arguments(trainings, sft_dir, tokenizer_dir, reward_arguments, tiny_mod
     run_dir = tmp_path_factory.mktemp("deep")
     arguments = [f"tokenizer={tokenizer_dir}", f"data={sft_dir}", f"run_dir={run_dir}", *tiny_model]
     trainings.train("train_sft", *arguments, "model.num_layers=4", "trainer.max_steps=1")
-    return [*reward_arguments, f"model.init={run_dir}", "trainer.max_steps=6", "trainer.validate_every=6"]
+    return [*reward_arguments, f"model.init={run_dir}", *SIX_STEPS]
 
 
 def test_virtual_pipeline_trains_saves_and_resumes_like_one_rank(trainings, deep_arguments, tmp_path):

@@ -113,6 +113,7 @@ def test_the_loss_falls_and_the_summary_counts_the_reference(run_of):
     assert summary["device_seconds"] == pytest.approx(sum(seconds.values()), abs=0.01)
 
 
+@pytest.mark.exhaustive  # of a reward model: test_resume.py; of a policy: test_policy_layouts.py
 def test_bf16_trains_like_fp32_up_to_its_rounding(run_of, trainings, arguments, tmp_path):
     trainings.train("train_dpo", *arguments, *LOSSES["dpo"], "precision=bf16", f"run_dir={tmp_path}")
     for row, other in zip(metrics(tmp_path), metrics(run_of("dpo")), strict=True):

@@ -32,9 +32,8 @@ CASES = [
     ("ppo with the reward model's heads", "PP=2"), ("online_dpo", "DP=2"),
 ]  # fmt: skip
 REPRESENTATIVES = [
-    ("rloo", "TP=2 with sequence parallelism"), ("rloo", "DP=2, gradient reduction overlapped"),
-    ("rloo", "recomputed activations, offloaded reward model"), ("ppo with the reward model's heads", "PP=2"),
-    ("online_dpo", "DP=2"),
+    ("rloo", "TP=2 with sequence parallelism"), ("rloo", "recomputed activations, offloaded reward model"),
+    ("ppo with the reward model's heads", "PP=2"), ("online_dpo", "DP=2"),
 ]  # fmt: skip
 PER_LEVEL = ("hit_rate", "reward", "length")
 CLOSE = ("reward", "loss", "kl", "entropy", "grad_norm", "value_loss", "explained_variance", "margin", "approx_kl")

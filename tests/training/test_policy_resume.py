@@ -71,6 +71,7 @@ def test_a_kill_in_any_phase(moment, count, straight, trainings, arguments, tmp_
     assert_same_run(tmp_path, straight("one rank"))
 
 
+@pytest.mark.exhaustive  # the controller's state: PPO's coefficient above
 def test_online_dpo_resumes_with_the_beta_it_was_at(trainings, arguments, tmp_path):
     settings = ["algorithm=online_dpo", "algorithm.samples=2", "algorithm.pairs=all", "algorithm.reward_scale=1.0"]
     settings += ["algorithm.kl_target=1.0", "algorithm.kl_horizon=100", "batch.mini_size=8", "trainer.max_steps=4"]

@@ -73,6 +73,7 @@ def test_sigterm_saves_at_the_step_boundary_and_the_run_resumes(layout, straight
     assert summary["finished"] is True and summary["tokens"] == expected["tokens"]  # those before the stop included
 
 
+@pytest.mark.exhaustive  # from outside: test_policy_resume.py
 def test_sigterm_at_a_validation_step_and_from_outside(straight, trainings, arguments, tmp_path):
     command = [*arguments, f"run_dir={tmp_path}"]
     trainings.train("train_rm", *command, fault={"moment": "sigterm", "step": 8})
