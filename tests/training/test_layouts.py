@@ -21,7 +21,7 @@ LAYOUTS = {
 }
 
 
-AT_THE_END = "trainer.validate_every=10"  # which writes a checkpoint too
+AT_THE_END = "trainer.validate_every=10"  # a validation that is the best so far writes a checkpoint
 SIX_STEPS = ["trainer.max_steps=6", "trainer.validate_every=6", "trainer.checkpoint_every=6"]
 
 
