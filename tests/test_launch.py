@@ -33,7 +33,7 @@ if "wait" in sys.argv:
 """
 
 LAUNCHERS = ("torchrun", "forks")
-PRELOAD = ["torch.multiprocessing"]  # what starts the ranks; NeMo, which is preloaded, the servers of other tests import
+PRELOAD = ["torch.multiprocessing"]  # what starts the ranks; NeMo, else preloaded, is imported in other tests' servers
 
 
 @pytest.fixture(params=LAUNCHERS)

@@ -44,9 +44,7 @@ def run_of(trainings, reward_arguments, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(
-    "name", grid(list(LAYOUTS)[1:], "TP=2 with sequence parallelism", "recomputed activations")
-)
+@pytest.mark.parametrize("name", grid(list(LAYOUTS)[1:], "TP=2 with sequence parallelism", "recomputed activations"))
 def test_packed_training_is_the_same_in_every_layout(name, run_of):
     rows, expected = metrics(run_of(name)), metrics(run_of("one rank"))
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in expected]
