@@ -6,7 +6,7 @@ import pytest
 
 
 def grid(cases: Collection, *representatives) -> list:
-    """The cases of a parametrisation, a tuple where they are several values; all but representatives are `exhaustive`."""
+    """Cases of a parametrisation, tuples where they are several values; all but representatives are `exhaustive`."""
     unknown = [case for case in representatives if case not in cases]
     assert not unknown, f"not in the grid: {unknown}"
     return [case if case in representatives else exhaustive(case) for case in cases]
