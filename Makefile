@@ -1,7 +1,7 @@
 # make install               the environment alone, in .venv
 # make quickstart            the whole method on the embedded world, on this machine's CPU
 # make quickstart-full       the same with longer trainings
-# make test                  linters and the test suite (ten minutes on two cores); make lint, make format
+# make test                  linters and the test suite; make lint, make format
 # make test-all              the same with every case of the tests' grids
 # make playground            a page to talk to a policy: POLICY=RUN REWARD=RUN
 # make real-reward-model     a reward model on your ratings: DATA=DIR RUN=DIR
