@@ -2,6 +2,7 @@
 # make quickstart            the whole method on the embedded world, on this machine's CPU
 # make quickstart-full       the same with longer trainings
 # make test                  linters and the test suite; make lint, make format
+# make test-all              the same with every case of the tests' grids
 # make playground            a page to talk to a policy: POLICY=RUN REWARD=RUN
 # make real-reward-model     a reward model on your ratings: DATA=DIR RUN=DIR
 # make real-policy           a policy on your prompts: DATA=DIR RUN=DIR
@@ -19,10 +20,10 @@ TEST_WORKERS ?= 2
 GPU_OUTPUT ?= runs/gpu-checks
 SHELL_FILES := .ci/run $(wildcard examples/slurm/*.sh examples/slurm/*.sub) $(addprefix tests/slurm/stand_in/,scancel scontrol squeue)
 
-.PHONY: help install quickstart quickstart-full playground test lint format real-reward-model real-policy gpu-checks clean
+.PHONY: help install quickstart quickstart-full playground test test-all lint format real-reward-model real-policy gpu-checks clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 install: $(READY)
 
@@ -50,8 +51,14 @@ playground: $(READY) .venv-playground/.ready
 	.venv-playground/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-playground.txt
 	@touch $@
 
+# tests/conftest.py has the order of the files: xdist's own leaves long files of few tests to the end
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+	$(PYTEST) -m "not exhaustive"
+
+test-all: lint
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .

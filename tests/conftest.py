@@ -9,6 +9,13 @@ from made_rows import sentence, write_rows
 
 sys.path.insert(0, str(Path(__file__).parent / "distributed"))
 
+
+def pytest_collection_modifyitems(items):
+    """Files that train go first, so that the last ones, which the workers do not end together, are short."""
+    training = {item.path for item in items if "trainings" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in training)
+
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from grids import grid
 
 from nemo_moslim import launch as launching
 from nemo_moslim.launch import launch
@@ -31,14 +32,17 @@ if "wait" in sys.argv:
     signal.pause()
 """
 
+LAUNCHERS = ("torchrun", "forks")
+PRELOAD = ["torch.multiprocessing"]  # what starts the ranks; NeMo, else preloaded, is imported in other tests' servers
 
-@pytest.fixture(params=["torchrun", "forks"])
+
+@pytest.fixture(params=LAUNCHERS)
 def script(request, tmp_path, monkeypatch):
     """A script that writes what it was started with."""
     if request.param == "forks" and not launching.can_fork():
         pytest.skip("this machine has a GPU")
     monkeypatch.setattr(launching, "can_fork", lambda: request.param == "forks")
-    monkeypatch.setattr(launching, "PRELOAD", [])  # what is preloaded, the servers of the other tests import
+    monkeypatch.setattr(launching, "PRELOAD", PRELOAD)
     path = tmp_path / "script.py"
     path.write_text(SCRIPT)
     return path
@@ -72,17 +76,25 @@ def caller(folder, script, *settings):
     path = folder / "caller.py"
     path.write_text(
         "import sys\nfrom pathlib import Path\nfrom nemo_moslim import launch\nif __name__ == '__main__':\n"
-        f"    launch.PRELOAD = []\n    launch.can_fork = lambda: {launching.can_fork()}\n"
+        f"    launch.PRELOAD = {PRELOAD}\n    launch.can_fork = lambda: {launching.can_fork()}\n"
         f"    sys.exit(launch.launch(Path({str(script)!r}), [{str(folder)!r}, *{settings!r}], 2))\n"
     )
     return subprocess.Popen([sys.executable, str(path)], stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(("fault", "code"), [("fail", 3), ("kill", -9)])
+FAULTS = [(launcher, *fault) for launcher in LAUNCHERS for fault in (("fail", 3), ("kill", -9))]
+
+
+@pytest.mark.parametrize(
+    ("script", "fault", "code"),
+    grid(FAULTS, ("torchrun", "fail", 3), ("forks", "fail", 3), ("forks", "kill", -9)),
+    indirect=["script"],
+)
 def test_the_code_of_the_rank_that_failed(script, tmp_path, fault, code):
     assert launch(script, [str(tmp_path), fault], 2) == (code if launching.can_fork() else 1)  # torchrun: always 1
 
 
+@pytest.mark.parametrize("script", grid(LAUNCHERS, "forks"), indirect=True)
 def test_a_bug_keeps_its_traceback(script, tmp_path):
     process = caller(tmp_path, script, "raise")
     errors = process.communicate(timeout=60)[1]

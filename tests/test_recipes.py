@@ -1,18 +1,10 @@
-"""The settings that recipes hand to their commands are accepted by these, on the two ranks that they start."""
-
-from functools import partial
+"""The settings that recipes hand to their commands are accepted by these, on the two ranks that they start; those of
+the comparison: comparison/test_plan.py."""
 
 import pytest
-from omegaconf import OmegaConf
 
-from nemo_moslim.baseline_config import PairTrainingConfig
 from nemo_moslim.cli import compose_config
-from nemo_moslim.comparison.bench import Bench
-from nemo_moslim.comparison.compare import planned
-from nemo_moslim.comparison.study import Study
-from nemo_moslim.comparison_config import CompareConfig
 from nemo_moslim.config import RewardModelTrainingConfig, SFTConfig, parse
-from nemo_moslim.evaluation_config import EvaluateConfig, GenerateConfig
 from nemo_moslim.parallel import start_checks
 from nemo_moslim.parallel.layout_checks import check_batch
 from nemo_moslim.policy_config import PolicyTrainingConfig
@@ -74,35 +66,3 @@ def test_table1():
                 "train_sft", SFTConfig, [*size, *recipe.language_model, *kind.get("quiz", []), *kind.sft, *recipe.sft]
             )
         check_supervised_settings("train_rm", RewardModelTrainingConfig, [*size, *recipe.reward])
-
-
-@pytest.mark.parametrize("first", ["rloo", "ppo"])
-@pytest.mark.parametrize("budget", ["world", "world_short", "smoke", "folder", "folder_short"])
-def test_comparison(budget, first, tmp_path):
-    """Every training of every method, with each algorithm for MOSLIM and either of two for the others."""
-    others = [name for name in ("rloo", "ppo", "online_dpo") if name != first]
-    settings = [f"budget={budget}", f"algorithms=[{','.join([first, *others])}]", "seeds=1", f"output={tmp_path}"]
-    if first == "ppo":
-        settings.append("methods=[moslim,morlhf,rewarded_soups]")  # GDPO needs groups of answers
-    if budget.startswith("folder"):
-        settings.append(f"data={tmp_path}")  # a folder; its files are not looked at
-    composed = compose_config("compare", settings, path_keys=("output", "data"), open_keys=("sizes",))
-    config = parse(composed, CompareConfig)
-    bench = Bench(Study(tmp_path, RANKS), config)
-    planned(bench)
-    checks = {
-        "train_sft.py": partial(check_supervised, SFTConfig),
-        "train_rm.py": partial(check_supervised, RewardModelTrainingConfig),
-        "train_policy.py": check_policy,
-    }
-    if first == "rloo":
-        checks["train_dpo.py"] = partial(check_supervised, PairTrainingConfig)
-    assert {stage.script for stage in bench.study.stages.values()} >= set(checks)
-    checks |= {
-        "evaluate.py": partial(parse, schema=EvaluateConfig),
-        "generate.py": partial(parse, schema=GenerateConfig),
-    }
-    for stage in bench.study.stages.values():
-        if stage.script in checks:
-            written = "run_dir" if "run_dir" in stage.composed else "output"
-            checks[stage.script](OmegaConf.create({**stage.composed, written: str(stage.folder)}))

@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 import pytest
+from training_client import ROOT
 
 SHORT = ["rounds=1", "steps=1", "rows=4", "threads=1", "peer_batch_sizes=[4,8]", "peer_default_batch_size=4",
          "model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.max_length=90"]  # fmt: skip
@@ -19,13 +20,16 @@ CHECKED = {"rm": {"loss"}, "generate": {"log-probabilities"}, "logprob": {"log-p
 
 @pytest.fixture(scope="module")
 def run(trainings, tokenizer_dir, rating_dir, prompt_dir, tmp_path_factory):
-    """Runs `examples/benchmark.py` and reads the file it wrote."""
+    """Runs `examples/benchmark.py` and reads the file it wrote. `warm`: the peer is a Python that has imported NeMo."""
+    trainings.warm_python()
 
-    def call(what, *more, ranks=1):
+    def call(what, *more, ranks=1, warm=True):
         folder = tmp_path_factory.mktemp(what)
         data = rating_dir if what in ("rm", "scoring", "serve") else prompt_dir
         arguments = [f"what={what}", f"data={data}", f"tokenizer={tokenizer_dir}", f"output={folder}/report.json"]
         arguments += [f"settings={SETTINGS[what]}", *SHORT, *more]
+        if warm:
+            arguments.append(f"peer_python={ROOT}/tests/distributed/warm_python.py")
         job = trainings.train("benchmark", *arguments, ranks=ranks)
         assert list(folder.iterdir()) == [folder / "report.json"]  # what it needed is gone
         return json.loads((folder / "report.json").read_text()), job.output()
@@ -79,7 +83,7 @@ def test_log_probabilities_in_bf16(run):
 
 
 def test_scoring(run):
-    report, output = run("scoring")
+    report, output = run("scoring", warm=False)
     rounds = assert_complete(report, output, "scoring")
     assert len({one["tokens"] for one in rounds}) == 1
     assert report["sides"]["a model per dimension, ours"]["rounds"][0]["items"] == 4

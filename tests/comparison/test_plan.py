@@ -1,9 +1,14 @@
 """Which stages a comparison asks for: shared ones once, new folders from a change on, each method's own needs."""
 
 import json
+from functools import partial
 
 import pytest
+from grids import grid
+from omegaconf import OmegaConf
+from test_recipes import check_policy, check_supervised
 
+from nemo_moslim.baseline_config import PairTrainingConfig
 from nemo_moslim.cli import compose_config
 from nemo_moslim.comparison import study
 from nemo_moslim.comparison.bench import Bench
@@ -12,7 +17,8 @@ from nemo_moslim.comparison.methods import METHODS, moslim_variants
 from nemo_moslim.comparison.results import needed
 from nemo_moslim.comparison.study import Study
 from nemo_moslim.comparison_config import COMPARED_METHODS, CompareConfig
-from nemo_moslim.config import parse
+from nemo_moslim.config import RewardModelTrainingConfig, SFTConfig, parse
+from nemo_moslim.evaluation_config import EvaluateConfig, GenerateConfig
 
 DIMENSIONS = ("helpfulness", "honesty", "harmless")
 
@@ -42,6 +48,40 @@ def test_every_method_is_planned_and_shared_stages_run_once(tmp_path):
         assert found.count(shared) == 1, shared
     assert found.count("cpsft-seed2") == 1  # CPSFT's and CDPO's first stage
     assert sum(name.startswith("answers-") for name in found) == 17  # the start's are the same for all seeds
+
+
+BUDGETS = ("world", "world_short", "smoke", "folder", "folder_short")
+PLANS = [(budget, first) for budget in BUDGETS for first in ("rloo", "ppo")]
+
+
+@pytest.mark.parametrize(
+    ("budget", "first"), grid(PLANS, ("world", "rloo"), *((budget, "ppo") for budget in BUDGETS if budget != "world"))
+)
+def test_every_training_takes_its_settings(budget, first, tmp_path):
+    """Every training of every method, with each algorithm for MOSLIM and either of two for the others."""
+    others = [name for name in ("rloo", "ppo", "online_dpo") if name != first]
+    settings = [f"budget={budget}", f"algorithms=[{','.join([first, *others])}]", "seeds=1"]
+    if first == "ppo":
+        settings.append("methods=[moslim,morlhf,rewarded_soups]")  # GDPO needs groups of answers
+    if budget.startswith("folder"):
+        settings.append(f"data={tmp_path}")  # a folder; its files are not looked at
+    bench, _ = plan(tmp_path, *settings)
+    checks = {
+        "train_sft.py": partial(check_supervised, SFTConfig),
+        "train_rm.py": partial(check_supervised, RewardModelTrainingConfig),
+        "train_policy.py": check_policy,
+    }
+    if first == "rloo":
+        checks["train_dpo.py"] = partial(check_supervised, PairTrainingConfig)
+    assert {stage.script for stage in bench.study.stages.values()} >= set(checks)
+    checks |= {
+        "evaluate.py": partial(parse, schema=EvaluateConfig),
+        "generate.py": partial(parse, schema=GenerateConfig),
+    }
+    for stage in bench.study.stages.values():
+        if stage.script in checks:
+            written = "run_dir" if "run_dir" in stage.composed else "output"
+            checks[stage.script](OmegaConf.create({**stage.composed, written: str(stage.folder)}))
 
 
 def test_stages_come_after_what_they_need(tmp_path):

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 
 import pytest
+from grids import grid
 from omegaconf import OmegaConf
 
 from nemo_moslim.cli import compose_config
@@ -90,7 +91,7 @@ def test_every_file_type_gives_the_same_rows(tmp_path):
     assert len(texts) == 1
 
 
-@pytest.mark.parametrize("task", ["ratings", "prompts", "sft"])
+@pytest.mark.parametrize("task", grid(["ratings", "prompts", "sft"], "ratings"))
 def test_same_seed_same_bytes(tmp_path, task):
     source = write(tmp_path / "a.jsonl", table_rows(200))
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

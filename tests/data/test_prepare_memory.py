@@ -7,6 +7,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from grids import exhaustive
 from training_client import ROOT
 
 ANSWER = "word " * 800  # 4 kB
@@ -41,7 +42,7 @@ def write(path, count: int) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "few", "many"),
-    [("jsonl", 1_000, 10_000), ("parquet", 16_000, 32_000)],  # the fewer fill what Arrow keeps for itself
+    [("jsonl", 1_000, 10_000), exhaustive(("parquet", 16_000, 32_000))],  # the fewer fill what Arrow keeps for itself
 )
 def test_memory_stays_flat(kind, few, many, tmp_path):
     peaks = []

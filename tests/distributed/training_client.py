@@ -44,6 +44,8 @@ class Trainings:
         self.folder, self._numbers = folder, itertools.count()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
         environment |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+        environment |= {"WARM_PYTHON": str(folder / "warm_python")}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # the Python of warm_python.py
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             environment.pop(name, None)
         self._log = (folder / "server.log").open("w")

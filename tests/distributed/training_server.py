@@ -109,7 +109,7 @@ def listen(request: dict) -> dict:
 
     pid = os.fork()
     if not pid:
-        os.close(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a descriptor that is received takes no standard stream's number
         serve(request["listen"])
     return {"pid": pid}
 

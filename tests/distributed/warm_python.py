@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""A Python that has imported NeMo already: `warm_python.py SCRIPT ARGUMENTS…`, with the server's socket in WARM_PYTHON.
+"""A Python that has imported NeMo already: `warm_python.py SCRIPT ARGUMENTS…` or `warm_python.py -m MODULE ARGUMENTS…`,
+with the server's socket in WARM_PYTHON.
 
-The server forks; the fork gets this process's arguments, environment, folder and outputs, signals are passed on, and
-its exit code becomes this one's. When this process is killed, so is the fork.
+The server forks; the fork gets this process's arguments, environment, folder, input and outputs, signals are passed on,
+and its exit code becomes this one's. When this process is killed, so is the fork.
 """
 
 import json
@@ -18,7 +19,7 @@ def main() -> int:
     server = socket.socket(socket.AF_UNIX)
     server.connect(os.environ["WARM_PYTHON"])
     request = {"command": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}
-    socket.send_fds(server, [b"fds"], [1, 2])
+    socket.send_fds(server, [b"fds"], [0, 1, 2])
     lines = server.makefile("rw")
     lines.write(json.dumps(request) + "\n")
     lines.flush()

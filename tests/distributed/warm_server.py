@@ -37,13 +37,13 @@ def keep(client: socket.socket) -> None:
     """Start one client's script, tell its pid and its exit code; kill it when the client is gone. Never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     client.setblocking(True)
-    _, outputs, _, _ = socket.recv_fds(client, 3, 2)
+    _, streams, _, _ = socket.recv_fds(client, 3, 3)
     lines = client.makefile("rw")
     request = json.loads(lines.readline())
     pid = os.fork()
     if not pid:
         client.close()
-        run(request, outputs)
+        run(request, streams)
     lines.write(f"{pid}\n")
     lines.flush()
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
@@ -55,17 +55,19 @@ def keep(client: socket.socket) -> None:
     os._exit(0)
 
 
-def run(request: dict, outputs: list[int]) -> None:
-    """The script as `python SCRIPT ARGUMENTS…` would run it. Never returns."""
-    for number, descriptor in enumerate(outputs, 1):
+def run(request: dict, streams: list[int]) -> None:
+    """The script or module as Python would run it. Never returns."""
+    for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
+        os.close(descriptor)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    sys.argv, code = request["command"], 0
-    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    is_module, code = request["command"][0] == "-m", 0
+    sys.argv = request["command"][is_module:]
+    sys.path.insert(0, os.getcwd() if is_module else str(Path(sys.argv[0]).parent))
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        (runpy.run_module if is_module else runpy.run_path)(sys.argv[0], run_name="__main__")
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

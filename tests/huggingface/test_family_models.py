@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from grids import exhaustive, grid
 from model_probes import prompts, tokens
 from stock_models import EXPERTS, OWN, STATISTICS, stock_folder
 from training_client import Trainings
@@ -78,7 +79,8 @@ def assert_same_folder(output, name: str, role: str, folder) -> None:
     assert torch.equal(stock_logits(export, role), stock_logits(folder, role))
 
 
-@pytest.fixture(scope="module", params=OWN)
+# a mixture: test_a_mixture_on_four_ranks_equals_transformers; Qwen3's norms: test_a_row_makes_a_family
+@pytest.fixture(scope="module", params=grid(OWN, "qwen2", "llama3_1"))
 def opened(request, trainings: Trainings, tokenizer_dir, tmp_path_factory):
     """A family's stock folders, and the folder of what was made of them."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
@@ -157,7 +159,7 @@ WIDE = dict(hidden_size=512, num_attention_heads=8)
 @pytest.mark.parametrize(
     ("family", "own"),
     [
-        ("qwen2", WIDE | dict(intermediate_size=2048, num_hidden_layers=12)),
+        exhaustive(("qwen2", WIDE | dict(intermediate_size=2048, num_hidden_layers=12))),
         ("qwen2_moe", OWN["qwen2_moe"] | WIDE | dict(num_hidden_layers=4, num_experts=32, moe_intermediate_size=256)),
     ],
 )

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from grids import grid
 from training_client import Trainings, weights
 
 from nemo_moslim.run_folder import resolve_checkpoint
@@ -31,7 +32,10 @@ def language_model(tmp_path_factory, tokenizer_dir):
     return folder
 
 
-@pytest.mark.parametrize(("ranks", "layout"), [(1, ()), (2, ("parallel.tensor=2",)), (2, ("parallel.pipeline=2",))])
+LAYOUTS = [(1, ()), (2, ("parallel.tensor=2",)), (2, ("parallel.pipeline=2",))]
+
+
+@pytest.mark.parametrize(("ranks", "layout"), grid(LAYOUTS, LAYOUTS[1]))
 def test_language_model_there_and_back(
     trainings: Trainings, language_model, sft_dir, tiny_model, tmp_path, ranks, layout
 ):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from grids import grid
 
 from nemo_moslim.report.page import write_report
 
@@ -37,9 +38,12 @@ def visit(browser, file):
         context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-def test_it_opens_whole(visit, width, scheme, tmp_path):
+SCREENS = [(name, scheme) for name in WIDTHS for scheme in ("light", "dark")]
+
+
+@pytest.mark.parametrize(("name", "scheme"), grid(SCREENS, ("desktop", "light"), ("phone", "dark")))
+def test_it_opens_whole(visit, name, scheme, tmp_path):
+    width = WIDTHS[name]
     page = visit(width, scheme)
     for closed in page.locator("details").all():
         closed.locator("summary").click()

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from grids import grid
 from test_layout_checks import DENSE, MIXTURE
 
 from nemo_moslim.cli import compose_config, config_dir
@@ -33,7 +34,7 @@ def test_every_cluster_file_is_tested():
     assert {file.stem for file in (config_dir() / "cluster").glob("*.yaml")} == {"local", *CLUSTERS}
 
 
-@pytest.mark.parametrize("factor", [1, 8])
+@pytest.mark.parametrize("factor", grid([1, 8], 8))
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_a_cluster_file_fits_its_model(name, factor):
     architecture, gpus = CLUSTERS[name]

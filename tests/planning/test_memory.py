@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from grids import grid
 from live_bytes import LiveBytes
 
 from nemo_moslim.parallel.vocab_parallel import vocab_parallel_logprobs
@@ -106,7 +107,7 @@ def test_sampling_takes_what_the_formula_says():
     assert live.peak == pytest.approx(memory.sampling_bytes(shape, rows), rel=0.02)
 
 
-@pytest.mark.parametrize(("chunk", "hidden_size"), [(128, 64), (32, 256)])
+@pytest.mark.parametrize(("chunk", "hidden_size"), grid([(128, 64), (32, 256)], (128, 64)))
 def test_log_probabilities_take_what_the_formula_says(chunk, hidden_size):
     shape = dataclasses.replace(DENSE, hidden=hidden_size, vocab=20_000)
     hidden = torch.randn(3 * chunk, hidden_size, dtype=torch.bfloat16, requires_grad=True)

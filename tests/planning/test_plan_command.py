@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from grids import exhaustive
 
 from nemo_moslim.cli import compose_config
 from nemo_moslim.config import RewardModelTrainingConfig, parse
@@ -31,23 +32,17 @@ def test_help_takes_under_two_seconds_of_processor_time():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("gpuz=8", "unknown setting 'gpuz'; did you mean 'gpu"),
-        ("gpu=h1000", "unknown choice gpu=h1000; did you mean 'h100'"),
-        ("task=dpo", "task='dpo': expected one of"),
-        ("gpus=many", "gpus"),
-    ],
-)
-def test_bad_values_are_user_errors(argument, message):
-    shown = plan(argument)
-    assert shown.returncode == 2 and message in shown.stderr and shown.stderr.count("\n") == 1
+BAD = {
+    "gpuz=8": "unknown setting 'gpuz'; did you mean 'gpu",
+    "gpu=h1000": "unknown choice gpu=h1000; did you mean 'h100'",
+    "task=dpo": "task='dpo': expected one of",
+    "gpus=many": "gpus",
+}
 
 
 @pytest.fixture(scope="module")
 def calls(trainings, tmp_path_factory):
-    """The command in one process with NeMo imported: nothing fits, nothing can run, and both kinds of task."""
+    """The command in one process with NeMo imported: nothing fits, nothing can run, both kinds of task, bad values."""
     folder = tmp_path_factory.mktemp("plans")
     cases = {
         "too big": ["gpus=8", "task=ppo", f"output={folder}/big.json"],
@@ -56,8 +51,15 @@ def calls(trainings, tmp_path_factory):
         "rm": [*SMALL, f"output={folder}/rm.json"],
         "rloo": [*SMALL, "task=rloo", f"output={folder}/rloo.json"],
     }
+    cases |= {argument: [argument] for argument in BAD}
     job = trainings.run("call_with_errors", entry="plan", cases=list(cases.values()))
     return dict(zip(cases, job.results()[0], strict=True)), job.output(), folder
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_values_are_user_errors(calls, argument):
+    shown = calls[0][argument]
+    assert shown["code"] == 2 and BAD[argument] in shown["stderr"] and shown["stderr"].count("\n") == 1
 
 
 def test_nothing_fits_exits_1_with_the_reason(calls):
@@ -123,9 +125,11 @@ def test_plans_are_sorted_and_fit(calls):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [*SMALL, "gpu.memory_gigabytes=14"],
+        exhaustive([*SMALL, "gpu.memory_gigabytes=14"]),
         [*SMALL, "task=ppo", "gpu.memory_gigabytes=18", "model.max_length=1536"],
-        ["model=qwen2_57b_a14b", "model.num_layers=4", "model.num_experts=8", "gpus=8", "gpu.memory_gigabytes=21"],
+        exhaustive(
+            ["model=qwen2_57b_a14b", "model.num_layers=4", "model.num_experts=8", "gpus=8", "gpu.memory_gigabytes=21"]
+        ),
     ],
 )
 def test_layouts_that_are_not_built_would_not_have_fitted(trainings, arguments):

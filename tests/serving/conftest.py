@@ -19,20 +19,22 @@ START_SECONDS = 180.0
 class StubService:
     """A started process; `url` once it serves."""
 
-    def __init__(self, folder: Path, *settings: str):
+    def __init__(self, folder: Path, warm_python: dict[str, str], *settings: str):
         self._log = folder / "service.log"
         environment = {
             **os.environ,
+            **warm_python,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "MOSLIM_SERVICE_TOKEN": f" {TOKEN}\n",
         }
         for name in ("RANK", "WORLD_SIZE"):
             environment.pop(name, None)
+        scripts = [ROOT / "tests" / "distributed" / "warm_python.py", ROOT / "tests" / "serving" / "stub_service.py"]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, ROOT / "tests" / "serving" / "stub_service.py", *settings],
-                stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT,
+                [sys.executable, *scripts, *settings],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT,
             )  # fmt: skip
         self.url = self._wait()
 
@@ -59,12 +61,12 @@ class StubService:
 
 
 @pytest.fixture(scope="session")
-def start_stub(tmp_path_factory):
-    """Starts services; what is left of them is killed."""
+def start_stub(trainings, tmp_path_factory):
+    """Starts services, forked from the trainings' server; what is left of them is killed."""
     started = []
 
     def start(*settings: str) -> StubService:
-        started.append(StubService(tmp_path_factory.mktemp("service"), *settings))
+        started.append(StubService(tmp_path_factory.mktemp("service"), trainings.warm_python(), *settings))
         return started[-1]
 
     yield start
@@ -76,7 +78,7 @@ def start_stub(tmp_path_factory):
 @pytest.fixture(scope="session")
 def service(start_stub) -> StubService:
     """Small limits, so that each can be met."""
-    limits = ["queue_rows=12", "request_items=8", "request_bytes=20000", "request_seconds=6"]
+    limits = ["queue_rows=12", "request_items=8", "request_bytes=20000", "request_seconds=4"]
     return start_stub("batch.rows=4", "batch.wait_milliseconds=20", *(f"limits.{limit}" for limit in limits))
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import schemathesis
+from grids import grid
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -28,8 +29,9 @@ UNDESCRIBED = (
 )
 
 
+@pytest.mark.parametrize("examples", grid((20, 100), 20))
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_every_answer_is_described(critic_service, mode):
+def test_every_answer_is_described(critic_service, mode, examples):
     description = schemathesis.openapi.from_url(f"{critic_service.url}/openapi.json", headers=BEARER)
     operations = [result.ok() for result in description.get_all_operations()]
     if mode is GenerationMode.NEGATIVE:  # the others take nothing that could be wrong
@@ -37,7 +39,7 @@ def test_every_answer_is_described(critic_service, mode):
     seen = []
     for operation in operations:
 
-        @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(operation.as_strategy(generation_mode=mode))
         def every_answer_is_described(case):
             answer = case.call(headers=BEARER)

@@ -30,6 +30,7 @@ def service_tasks(job):
     return [pid for pid, line in lines.items() if b"serve_reward.py" in line]
 
 
+@pytest.mark.exhaustive  # the scripts: test_service_decisions.py; a service that is killed: test_reward_service.py
 @pytest.mark.timeout(900)
 def test_both_run_and_the_service_is_started_again(
     make_job, policy_arguments, sft_run, reward_run, prompt_dir, tmp_path
@@ -40,18 +41,18 @@ def test_both_run_and_the_service_is_started_again(
     job = make_job(nodes=2, warm=True, CLUSTER="local", SERVICE_PAUSE=0, **places, **service)
     given = [a for a in policy_arguments if a.partition("=")[0] not in ("policy", "reward", "data", "max_length")]
     given += ["max_length=64", "long_prompts=cut_left"]  # as long as the service's critic reads
-    settings = [*given, "algorithm.samples=2", "trainer.max_steps=16", "trainer.validate_every=16"]
-    settings += ["trainer.checkpoint_every=8", "algorithm.epochs=2", "batch.mini_size=8"]
+    settings = [*given, "algorithm.samples=2", "trainer.max_steps=10", "trainer.validate_every=10"]
+    settings += ["trainer.checkpoint_every=5", "algorithm.epochs=2", "batch.mini_size=8"]
 
     process = job.start("examples/slurm/policy_with_service.sub", *settings)
     wait_until(lambda: len(steps(job)) >= 2, process, 500)
     (task,) = service_tasks(job)
     os.kill(task, signal.SIGKILL)
     assert finish(process, 500) == 0, job.log() + job.rank_log(0)
-    assert steps(job) == list(range(17)) and "complete:" in job.log() and job.requeued() == 0
+    assert steps(job) == list(range(11)) and "complete:" in job.log() and job.requeued() == 0
     assert "service failed" in job.log() and "start 1 in 0 s" in job.log()
     assert "serving" in service_log(job, 0) and "everything that waited has been scored" in service_log(job, 1)
     assert json.loads((job.run_dir / "summary.json").read_text())["finished"] is True
     (critic,) = tmp_path.glob("critic/run-*/checkpoints")
-    assert sorted(path.name for path in critic.iterdir()) == ["step=000008", "step=000016"]
+    assert sorted(path.name for path in critic.iterdir()) == ["step=000005", "step=000010"]
     assert not list(job.folder.glob("tasks.*"))  # nothing runs on

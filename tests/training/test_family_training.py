@@ -1,6 +1,7 @@
 """Every family through the entry points: trained from nothing, exported, and alike in every layout."""
 
 import pytest
+from grids import exhaustive
 from stock_models import OWN, stock_folder
 from training_client import Trainings, metrics
 
@@ -35,14 +36,17 @@ def test_every_family_trains_and_is_exported(trainings: Trainings, tokenizer_dir
         assert FAMILIES[family].transformers in (tmp_path / family / "export" / "README.md").read_text()
 
 
+TENSOR = ["parallel.tensor=2", "parallel.sequence=true"]
+
+
 @pytest.mark.parametrize(
     ("family", "layout"),
     [
-        ("qwen3", ["parallel.tensor=2"]),  # the norms of queries and keys see each rank's heads alone
-        ("qwen3", ["parallel.tensor=2", "parallel.sequence=true"]),
-        ("qwen2_moe", ["parallel.tensor=2", "parallel.sequence=true"]),
-        ("qwen2_moe", ["parallel.expert=2"]),
-        ("qwen2_moe", ["parallel.pipeline=2"]),
+        exhaustive(("qwen3", ["parallel.tensor=2"])),
+        ("qwen3", TENSOR),  # the norms of queries and keys see each rank's heads alone
+        ("qwen2_moe", TENSOR),
+        exhaustive(("qwen2_moe", ["parallel.expert=2"])),
+        exhaustive(("qwen2_moe", ["parallel.pipeline=2"])),
     ],
 )
 def test_layouts_train_like_one_rank(trainings, one_rank, rating_dir, tiny_model, tmp_path, family, layout):

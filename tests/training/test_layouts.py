@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from grids import grid
 from training_client import metrics, weights
 
 LAYOUTS = {
@@ -20,10 +21,14 @@ LAYOUTS = {
 }
 
 
+AT_THE_END = "trainer.validate_every=10"  # a validation that is the best so far writes a checkpoint
+SIX_STEPS = ["trainer.max_steps=6", "trainer.validate_every=6", "trainer.checkpoint_every=6"]
+
+
 @pytest.fixture(scope="module")
 def one_rank(trainings, reward_arguments, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("one_rank")
-    trainings.train("train_rm", *reward_arguments, f"run_dir={run_dir}")
+    trainings.train("train_rm", *reward_arguments, AT_THE_END, "trainer.checkpoint_every=10", f"run_dir={run_dir}")
     return metrics(run_dir)
 
 
@@ -36,7 +41,7 @@ def run_of_layout(trainings, reward_arguments, tmp_path_factory):
         if name not in made:
             ranks, layout = LAYOUTS[name]
             made[name] = tmp_path_factory.mktemp("layout")
-            trainings.train("train_rm", *reward_arguments, f"run_dir={made[name]}", *layout, ranks=ranks)
+            trainings.train("train_rm", *reward_arguments, AT_THE_END, f"run_dir={made[name]}", *layout, ranks=ranks)
         return made[name]
 
     return run
@@ -51,7 +56,13 @@ def assert_same_training(rows, expected):
     assert rows[-1]["validation"] == pytest.approx(expected[-1]["validation"], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name",
+    grid(
+        LAYOUTS, "TP=2 x PP=2", "TP=2 with sequence parallelism", "DP=2", "DP=2, communication overlapped",
+        "DP=2, whole optimizer",
+    ),
+)  # fmt: skip
 def test_every_layout_trains_like_one_rank(name, one_rank, run_of_layout):
     assert_same_training(metrics(run_of_layout(name)), one_rank)
 
@@ -68,9 +79,9 @@ def test_overlapped_communication_saves_the_same_weights(run_of_layout):
             torch.testing.assert_close(mine[name], plain[name], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["DP=2", "PP=2"])
+@pytest.mark.parametrize("name", grid(["DP=2", "PP=2"], "DP=2"))
 def test_a_checkpoint_continues_on_another_layout(name, run_of_layout, trainings, reward_arguments, tmp_path):
-    written = run_of_layout("TP=2")
+    written = run_of_layout("TP=2 x PP=2")
     (tmp_path / "checkpoints").mkdir()
     shutil.copytree(written / "checkpoints" / "step=000005", tmp_path / "checkpoints" / "step=000005")
     ranks, layout = LAYOUTS[name]
@@ -81,6 +92,7 @@ def test_a_checkpoint_continues_on_another_layout(name, run_of_layout, trainings
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in uninterrupted], rel=1e-4)
 
 
+@pytest.mark.exhaustive  # policies are tied: test_policy_layouts.py
 def test_tied_language_model_trains_alike_in_every_layout(trainings, sft_run, sft_dir, tiny_model, tmp_path):
     runs = {"one": (1, []), "four": (4, ["parallel.tensor=2", "parallel.pipeline=2"])}
     for name, (ranks, layout) in runs.items():
@@ -113,9 +125,8 @@ def test_experts_start_apart_on_every_rank(mixture_run):
 
 def test_expert_parallelism_trains_like_data_parallelism(mixture_run, trainings, reward_arguments, tmp_path):
     for experts in (1, 2):
-        run_dir = f"run_dir={tmp_path}/{experts}"
-        arguments = [*reward_arguments, f"model.init={mixture_run}", f"parallel.expert={experts}"]
-        trainings.train("train_rm", *arguments, run_dir, ranks=2)
+        settings = [f"parallel.expert={experts}", "trainer.max_steps=5", f"run_dir={tmp_path}/{experts}"]
+        trainings.train("train_rm", *reward_arguments, f"model.init={mixture_run}", *settings, ranks=2)
     assert_same_training(metrics(tmp_path / "2"), metrics(tmp_path / "1"))
     split = ["parallel.tensor=2", "parallel.sequence=true", "parallel.expert=2", "trainer.max_steps=2"]
     arguments = [*reward_arguments, f"model.init={mixture_run}", *split, f"run_dir={tmp_path}/split"]
@@ -129,6 +140,7 @@ def test_expert_parallelism_trains_like_data_parallelism(mixture_run, trainings,
             assert mine == pytest.approx([row[key] for row in theirs[:2]], rel=1e-5), (name, key)
 
 
+@pytest.mark.exhaustive  # how they train: the test above; how a checkpoint changes its layout: with dense models
 def test_whole_experts_over_tensor_parallel_ranks_save_and_continue(mixture_run, trainings, reward_arguments, tmp_path):
     """A checkpoint of whole experts on tensor-parallel ranks goes on where the experts lie on data-parallel ranks."""
     arguments = [*reward_arguments, f"model.init={mixture_run}", "parallel.expert=2", "trainer.validate_every=2"]
@@ -155,16 +167,16 @@ def test_both_dispatchers_bring_tokens_to_the_same_experts(mixture_run, training
 
 @pytest.fixture(scope="module")
 def deep_arguments(trainings, sft_dir, tokenizer_dir, reward_arguments, tiny_model, tmp_path_factory):
-    """train_rm from a language model of four layers, everything but run_dir."""
+    """train_rm from a language model of four layers, six steps, everything but run_dir."""
     run_dir = tmp_path_factory.mktemp("deep")
     arguments = [f"tokenizer={tokenizer_dir}", f"data={sft_dir}", f"run_dir={run_dir}", *tiny_model]
     trainings.train("train_sft", *arguments, "model.num_layers=4", "trainer.max_steps=1")
-    return [*reward_arguments, f"model.init={run_dir}"]
+    return [*reward_arguments, f"model.init={run_dir}", *SIX_STEPS]
 
 
 def test_virtual_pipeline_trains_saves_and_resumes_like_one_rank(trainings, deep_arguments, tmp_path):
     interleaved = ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "batch.fixed_length=true"]
-    stop = {"moment": "sigterm", "step": 5}
+    stop = {"moment": "sigterm", "step": 3}
     trainings.train("train_rm", *deep_arguments, f"run_dir={tmp_path}/one")
     trainings.train("train_rm", *deep_arguments, f"run_dir={tmp_path}/parts", *interleaved, ranks=2, fault=stop)
     shutil.copytree(tmp_path / "parts", tmp_path / "moved")
@@ -172,13 +184,14 @@ def test_virtual_pipeline_trains_saves_and_resumes_like_one_rank(trainings, deep
     trainings.train("train_rm", *deep_arguments, f"run_dir={tmp_path}/moved", "parallel.tensor=2", ranks=2)
     for name in ("parts", "moved"):
         assert_same_training(metrics(tmp_path / name), metrics(tmp_path / "one"))
-    mine, theirs = (weights(tmp_path / name / "checkpoints" / "step=000010") for name in ("parts", "one"))
+    mine, theirs = (weights(tmp_path / name / "checkpoints" / "step=000006") for name in ("parts", "one"))
     statistics = [name for name in theirs if "statistics" in name]
     assert len(statistics) == 3 and mine.keys() == theirs.keys()
     for name in statistics:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.exhaustive  # of packed rows: test_packed_training.py
 def test_context_parallelism_trains_like_one_rank(
     one_rank, sft_run, trainings, reward_arguments, sft_dir, tiny_model, tmp_path
 ):

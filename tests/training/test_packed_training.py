@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from grids import grid
 from training_client import metrics
 
 PACKED = ["batch.packing=true", "batch.global_size=8", "batch.micro_size=2", "trainer.max_steps=4",
@@ -30,25 +31,30 @@ def test_packed_rows_have_the_scores_losses_and_gradients_of_padded_ones(
 
 
 @pytest.fixture(scope="module")
-def runs(trainings, reward_arguments, tmp_path_factory):
-    """Run directories of a packed reward-model training in each layout."""
+def run_of(trainings, reward_arguments, tmp_path_factory):
+    """Run directory of a packed reward-model training in a layout, made once."""
     folder = tmp_path_factory.mktemp("packed")
-    for name, (ranks, layout) in LAYOUTS.items():
-        trainings.train("train_rm", *reward_arguments, *PACKED, *layout, f"run_dir={folder / name}", ranks=ranks)
-    return folder
+
+    def run(name):
+        ranks, layout = LAYOUTS[name]
+        if not (folder / name).exists():
+            trainings.train("train_rm", *reward_arguments, *PACKED, *layout, f"run_dir={folder / name}", ranks=ranks)
+        return folder / name
+
+    return run
 
 
-@pytest.mark.parametrize("name", list(LAYOUTS)[1:])
-def test_packed_training_is_the_same_in_every_layout(name, runs):
-    rows, expected = metrics(runs / name), metrics(runs / "one rank")
+@pytest.mark.parametrize("name", grid(list(LAYOUTS)[1:], "TP=2 with sequence parallelism", "recomputed activations"))
+def test_packed_training_is_the_same_in_every_layout(name, run_of):
+    rows, expected = metrics(run_of(name)), metrics(run_of("one rank"))
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in expected]
     for key in ("loss", "grad_norm"):
         assert rows[0][key] == pytest.approx(expected[0][key], rel=1e-5)
     assert rows[-1]["validation"] == pytest.approx(expected[-1]["validation"], rel=1e-3)
 
 
-def test_the_summary_tells_how_full_the_packs_are(runs):
-    summary = json.loads((runs / "one rank" / "summary.json").read_text())
+def test_the_summary_tells_how_full_the_packs_are(run_of):
+    summary = json.loads((run_of("one rank") / "summary.json").read_text())
     packing = summary["packing"]
     assert summary["rows"] == {"train": 203, "validation": 37, "cut": 0, "dropped": 0}
     assert 0.6 < packing["fill_rate"] <= 1 and 10 < packing["packs"] < 203  # rows of up to 50 tokens in packs of 64

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from grids import grid
 from made_rows import sentence, write_rows
 from training_client import metrics, weights
 
@@ -47,36 +48,54 @@ def arguments(sft_run, pair_dir, tiny_model):
 
 
 @pytest.fixture(scope="module")
-def runs(trainings, arguments, tmp_path_factory):
-    """Six steps of MODPO in every layout, and of DPO on one rank."""
+def run_of(trainings, arguments, tmp_path_factory):
+    """Run directory of six steps with a loss in a layout, made once."""
     folder = tmp_path_factory.mktemp("pair_runs")
-    for loss, layout in [("dpo", "one rank"), *(("modpo", layout) for layout in LAYOUTS)]:
-        ranks, split = LAYOUTS[layout]
-        run = f"run_dir={folder}/{loss} {layout}"
-        trainings.train("train_dpo", *arguments, *LOSSES[loss], *split, run, ranks=ranks)
-    return folder
+
+    def run(loss, layout="one rank"):
+        run_dir, (ranks, split) = folder / f"{loss} {layout}", LAYOUTS[layout]
+        if not run_dir.exists():
+            trainings.train("train_dpo", *arguments, *LOSSES[loss], *split, f"run_dir={run_dir}", ranks=ranks)
+        return run_dir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def naive_step(run_of, trainings, sft_run, pair_dir):
+    """The first step of a loss by loops."""
+    made = {}
+
+    def naive(loss):
+        if loss not in made:
+            sizes = dict(global_size=8, micro_size=4, buckets=4)
+            places = dict(run_dir=str(run_of(loss)), init=str(sft_run), data=str(pair_dir))
+            (made[loss],) = trainings.run("naive_pair_step", **places, **sizes, **ORACLES[loss]).results()
+        return made[loss]
+
+    return naive
+
+
+def assert_same_reference(run, naive):
+    """Log-probabilities of the initial policy, kept once for the whole run."""
+    with np.load(run / "reference_logprobs.npz") as kept:
+        np.testing.assert_allclose(kept["train"], naive["logprobs"], rtol=1e-5, atol=1e-4)
+        assert kept["validation"].shape == (11, 2) and (kept["validation"] < 0).all()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_first_step_equals_loops(loss, runs, trainings, sft_run, pair_dir):
-    run = runs / f"{loss} one rank"
-    sizes = dict(global_size=8, micro_size=4, buckets=4)
-    job = trainings.run(
-        "naive_pair_step", run_dir=str(run), init=str(sft_run), data=str(pair_dir), **sizes, **ORACLES[loss]
-    )
-    (naive,) = job.results()
+def test_the_first_step_equals_loops(loss, run_of, naive_step):
+    run, naive = run_of(loss), naive_step(loss)
     row = metrics(run)[0]
     assert row["loss"] == pytest.approx(naive["loss"], rel=1e-5)
     assert row["grad_norm"] == pytest.approx(naive["grad_norm"], rel=1e-4)
-    for run in runs.iterdir():
-        with np.load(run / "reference_logprobs.npz") as kept:
-            np.testing.assert_allclose(kept["train"], naive["logprobs"], rtol=1e-5, atol=1e-4)
-            assert kept["validation"].shape == (11, 2) and (kept["validation"] < 0).all()
+    assert_same_reference(run, naive)
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one rank"])
-def test_every_layout_trains_like_one_rank(layout, runs):
-    rows, expected = metrics(runs / f"modpo {layout}"), metrics(runs / "modpo one rank")
+@pytest.mark.parametrize("layout", grid([name for name in LAYOUTS if name != "one rank"], "PP=2"))
+def test_every_layout_trains_like_one_rank(layout, run_of, naive_step):
+    assert_same_reference(run_of("modpo", layout), naive_step("modpo"))
+    rows, expected = metrics(run_of("modpo", layout)), metrics(run_of("modpo"))
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row, other in zip(rows, expected, strict=True):
         for key in ("loss", "grad_norm", "margin"):
@@ -84,37 +103,38 @@ def test_every_layout_trains_like_one_rank(layout, runs):
     assert rows[-1]["validation"] == pytest.approx(expected[-1]["validation"], rel=1e-3, abs=1e-5)
 
 
-def test_the_loss_falls_and_the_summary_counts_the_reference(runs):
-    rows = metrics(runs / "dpo one rank")
+def test_the_loss_falls_and_the_summary_counts_the_reference(run_of):
+    rows = metrics(run_of("dpo"))
     assert rows[0]["loss"] == pytest.approx(np.log(2), rel=1e-5) and rows[0]["margin"] == pytest.approx(0.0, abs=1e-5)
     assert rows[-1]["loss"] < 0.6 and rows[-1]["pair_accuracy"] > 0.5
-    summary = json.loads((runs / "dpo one rank" / "summary.json").read_text())
+    summary = json.loads((run_of("dpo") / "summary.json").read_text())
     seconds = summary["seconds"]
     assert seconds["reference"] > 0 and set(seconds) == {"training", "validation", "reference"}
     assert summary["device_seconds"] == pytest.approx(sum(seconds.values()), abs=0.01)
 
 
-def test_bf16_trains_like_fp32_up_to_its_rounding(runs, trainings, arguments, tmp_path):
+@pytest.mark.exhaustive  # of a reward model: test_resume.py; of a policy: test_policy_layouts.py
+def test_bf16_trains_like_fp32_up_to_its_rounding(run_of, trainings, arguments, tmp_path):
     trainings.train("train_dpo", *arguments, *LOSSES["dpo"], "precision=bf16", f"run_dir={tmp_path}")
-    for row, other in zip(metrics(tmp_path), metrics(runs / "dpo one rank"), strict=True):
+    for row, other in zip(metrics(tmp_path), metrics(run_of("dpo")), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=0.05), row["step"]
 
 
-def test_killed_and_started_again_it_ends_the_same(runs, trainings, arguments, tmp_path):
+def test_killed_and_started_again_it_ends_the_same(run_of, trainings, arguments, tmp_path):
     """The reference stays that of the initial policy."""
     command = [*arguments, *LOSSES["modpo"], f"run_dir={tmp_path}"]
     stopped = trainings.start("train", entry="train_dpo", arguments=command, fault={"moment": "writing", "step": 4})
     assert trainings.wait(stopped)[0] != 0 and (tmp_path / "checkpoints" / "step=000002").is_dir()
     trainings.train("train_dpo", *command)
-    straight = runs / "modpo one rank"
+    straight = run_of("modpo")
     assert metrics(tmp_path) == metrics(straight)
     mine, theirs = (weights(run / "checkpoints" / "step=000006") for run in (tmp_path, straight))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-def test_the_policy_answers_and_is_exported(runs, trainings, tmp_path):
+def test_the_policy_answers_and_is_exported(run_of, trainings, tmp_path):
     (tmp_path / "questions.jsonl").write_text('{"prompt": "red apple"}\n')
-    run = runs / "modpo PP=2"
+    run = run_of("modpo", "PP=2")
     trainings.train("generate", f"policy={run}", f"input={tmp_path}/questions.jsonl", f"output={tmp_path}/a.jsonl",
                     "generation.max_new_tokens=4")  # fmt: skip
     assert json.loads((tmp_path / "a.jsonl").read_text())["response"]
@@ -122,7 +142,7 @@ def test_the_policy_answers_and_is_exported(runs, trainings, tmp_path):
     assert json.loads((tmp_path / "export" / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
 
 
-def test_mistakes_are_told_in_one_line(runs, trainings, arguments, rating_dir, tmp_path):
+def test_mistakes_are_told_in_one_line(run_of, trainings, arguments, rating_dir, tmp_path):
     rest = [argument for argument in arguments if not argument.startswith("model.init=")]
     cases = [
         ([*rest, "loss=dpo"], "model.init=None: expected the policy to start from"),
@@ -131,7 +151,7 @@ def test_mistakes_are_told_in_one_line(runs, trainings, arguments, rating_dir, t
         ([*arguments, "loss=modpo", "weights={honesty:1}"], "its weight must be above 0"),
         ([*arguments, f"data={rating_dir}"], "chosen is missing"),
         ([*arguments, "beta=0"], "beta=0.0: expected a number above 0"),
-        ([*arguments, "precision=bf16", f"run_dir={runs}/dpo one rank"], "of other data, model.init or precision"),
+        ([*arguments, "precision=bf16", f"run_dir={run_of('dpo')}"], "of other data, model.init or precision"),
     ]
     arguments = [[f"run_dir={tmp_path}/run", *case] for case, _ in cases]
     job = trainings.run("call_with_errors", entry="train_dpo", cases=arguments)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from grids import grid
 from training_client import metrics, weights
 
 LAYOUTS = {
@@ -30,6 +31,10 @@ CASES = [
     ("ppo", "PP=2"), ("ppo with the reward model's heads", "TP=2 with sequence parallelism"),
     ("ppo with the reward model's heads", "PP=2"), ("online_dpo", "DP=2"),
 ]  # fmt: skip
+REPRESENTATIVES = [
+    ("rloo", "TP=2 with sequence parallelism"), ("rloo", "recomputed activations, offloaded reward model"),
+    ("ppo with the reward model's heads", "PP=2"), ("online_dpo", "DP=2"),
+]  # fmt: skip
 PER_LEVEL = ("hit_rate", "reward", "length")
 CLOSE = ("reward", "loss", "kl", "entropy", "grad_norm", "value_loss", "explained_variance", "margin", "approx_kl")
 
@@ -54,7 +59,7 @@ def answers(run_dir, step):
     return [(row["prompt"], row["response"], row["levels"]) for row in rows if row["step"] == step]
 
 
-@pytest.mark.parametrize(("algorithm", "layout"), CASES)
+@pytest.mark.parametrize(("algorithm", "layout"), grid(CASES, *REPRESENTATIVES))
 def test_every_layout_trains_like_one_rank(algorithm, layout, one_rank, trainings, policy_arguments, tmp_path):
     ranks, split = LAYOUTS[layout]
     arguments = [*policy_arguments, *ALGORITHMS[algorithm], *split, f"run_dir={tmp_path}", "trainer.max_steps=2"]
@@ -69,7 +74,7 @@ def test_every_layout_trains_like_one_rank(algorithm, layout, one_rank, training
     assert rows[2]["reward"] == pytest.approx(expected[2]["reward"], rel=1e-3, abs=1e-3)  # after the first update
 
 
-@pytest.mark.parametrize("algorithm", ["rloo", "ppo"])
+@pytest.mark.parametrize("algorithm", grid(["rloo", "ppo"], "rloo"))
 def test_log_probabilities_as_sampled_are_the_trainers_but_for_rounding(
     algorithm, one_rank, trainings, policy_arguments, tmp_path
 ):
@@ -84,7 +89,7 @@ def test_log_probabilities_as_sampled_are_the_trainers_but_for_rounding(
     assert 0 < rows[1]["mismatch"] <= rows[1]["mismatch_max"] < 1e-4
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", grid(ALGORITHMS, "rloo", "online_dpo", "ppo with the reward model's heads"))
 def test_one_rank(algorithm, one_rank):
     rows = metrics(one_rank(algorithm))[1:]
     assert [row["first_ratio_deviation"] for row in rows] == [0.0] * 4  # old and new policy are the same to the bit
@@ -123,24 +128,32 @@ def test_generation_equals_a_full_forward_for_every_token(trainings, sft_run, en
             assert logprobs == pytest.approx(expected, abs=2e-5)
 
 
-def test_a_mixture_of_experts_answers_and_learns_alike_with_its_experts_on_two_ranks(
-    trainings, sft_dir, tokenizer_dir, tiny_model, policy_arguments, tmp_path
-):
-    mixture = ["model.num_experts=4", "model.expert_hidden_size=32", "parallel.expert=2", "trainer.max_steps=4"]
-    run = [f"tokenizer={tokenizer_dir}", f"data={sft_dir}", f"run_dir={tmp_path}/mixture", *tiny_model, *mixture]
-    trainings.train("train_sft", *run, ranks=2)
-    layouts = {"one": (1, []), "DP=2": (2, []), "EP=2": (2, ["parallel.expert=2"]),
-               "TP=2": (2, ["parallel.tensor=2", "parallel.sequence=true"])}  # fmt: skip
-    layouts["TP=2, whole experts"] = (2, [*layouts["TP=2"][1], "parallel.expert=2", "parallel.expert_tensor=1"])
-    for name, (ranks, layout) in layouts.items():
-        arguments = [*policy_arguments, f"policy={tmp_path}/mixture", "algorithm.samples=2", "trainer.max_steps=1"]
-        trainings.train("train_policy", *arguments, *layout, f"run_dir={tmp_path}/{name}", ranks=ranks)
-    expected = metrics(tmp_path / "one")[1]
-    assert expected["first_ratio_deviation"] == 0.0 and expected["mismatch_max"] < 1e-5
-    for name in layouts:
-        assert answers(tmp_path / name, 1) == answers(tmp_path / "one", 1), name
-        for key in ("reward", "kl", "entropy", "grad_norm"):
-            assert metrics(tmp_path / name)[1][key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), (name, key)
+MIXTURE_LAYOUTS = {"DP=2": [], "EP=2": ["parallel.expert=2"], "TP=2": LAYOUTS["TP=2 with sequence parallelism"][1]}
+MIXTURE_LAYOUTS["TP=2, whole experts"] = [*MIXTURE_LAYOUTS["TP=2"], "parallel.expert=2", "parallel.expert_tensor=1"]
+
+
+@pytest.fixture(scope="module")
+def mixture(trainings, sft_dir, tokenizer_dir, tiny_model, policy_arguments, tmp_path_factory):
+    """Arguments of a step from a mixture of experts, everything but run_dir, and its run directory on one rank."""
+    folder = tmp_path_factory.mktemp("mixture")
+    experts = ["model.num_experts=4", "model.expert_hidden_size=32", "parallel.expert=2", "trainer.max_steps=4"]
+    start = [f"tokenizer={tokenizer_dir}", f"data={sft_dir}", f"run_dir={folder}/start", *tiny_model, *experts]
+    trainings.train("train_sft", *start, ranks=2)
+    arguments = [*policy_arguments, f"policy={folder}/start", "algorithm.samples=2", "trainer.max_steps=1"]
+    trainings.train("train_policy", *arguments, f"run_dir={folder}/one")
+    return arguments, folder / "one"
+
+
+@pytest.mark.parametrize("layout", grid(MIXTURE_LAYOUTS, "TP=2, whole experts"))
+def test_a_mixture_of_experts_answers_and_learns_alike_on_two_ranks(layout, mixture, trainings, tmp_path):
+    arguments, one = mixture
+    trainings.train("train_policy", *arguments, *MIXTURE_LAYOUTS[layout], f"run_dir={tmp_path}", ranks=2)
+    row, expected = metrics(tmp_path)[1], metrics(one)[1]
+    for one_or_two in (row, expected):
+        assert one_or_two["first_ratio_deviation"] == 0.0 and one_or_two["mismatch_max"] < 1e-5
+    assert answers(tmp_path, 1) == answers(one, 1)
+    for key in ("reward", "kl", "entropy", "grad_norm"):
+        assert row[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
 
 
 def test_bf16_trains_with_a_first_ratio_of_exactly_one(trainings, policy_arguments, tmp_path):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from grids import grid
 from training_client import metrics, steps_done, wait_for, weights
 
 from nemo_moslim.run_folder import list_checkpoints
@@ -56,7 +57,10 @@ def assert_same_run(run_dir, expected):
 
 @pytest.mark.parametrize(
     ("moment", "count"),
-    [("collect", 4), ("prepare", 5), ("update", 19), ("policy checkpoint", 3), ("old checkpoints", 2)],
+    grid(
+        [("collect", 4), ("prepare", 5), ("update", 19), ("policy checkpoint", 3), ("old checkpoints", 2)],
+        ("policy checkpoint", 3),
+    ),
 )
 def test_a_kill_in_any_phase(moment, count, straight, trainings, arguments, tmp_path):
     command = [*arguments, f"run_dir={tmp_path}"]
@@ -67,6 +71,7 @@ def test_a_kill_in_any_phase(moment, count, straight, trainings, arguments, tmp_
     assert_same_run(tmp_path, straight("one rank"))
 
 
+@pytest.mark.exhaustive  # the controller's state: PPO's coefficient above
 def test_online_dpo_resumes_with_the_beta_it_was_at(trainings, arguments, tmp_path):
     settings = ["algorithm=online_dpo", "algorithm.samples=2", "algorithm.pairs=all", "algorithm.reward_scale=1.0"]
     settings += ["algorithm.kl_target=1.0", "algorithm.kl_horizon=100", "batch.mini_size=8", "trainer.max_steps=4"]
@@ -83,6 +88,7 @@ def test_online_dpo_resumes_with_the_beta_it_was_at(trainings, arguments, tmp_pa
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(int(os.environ.get("MOSLIM_RANDOM_KILLS", "1"))))
 def test_a_kill_at_a_random_moment(seed, straight, trainings, arguments, tmp_path):
     """Some seconds into some step: `MOSLIM_RANDOM_KILLS=10` for ten of them."""
@@ -98,6 +104,7 @@ def test_a_kill_at_a_random_moment(seed, straight, trainings, arguments, tmp_pat
     assert_same_run(tmp_path, straight("one rank"))
 
 
+@pytest.mark.exhaustive  # of a reward model's training: test_resume.py
 def test_a_kill_of_one_rank_ends_the_job_and_the_run_resumes(straight, trainings, arguments, tmp_path):
     ranks, split = LAYOUTS["DP=2"]
     command = [*arguments, *split, f"run_dir={tmp_path}"]

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from grids import grid
 from training_client import metrics, steps_done, wait_for, weights
 
 from nemo_moslim.run_folder import list_checkpoints
@@ -57,7 +58,7 @@ def test_dropout_is_at_work(straight, trainings, arguments, tmp_path):
     assert metrics(tmp_path)[0]["loss"] != metrics(straight("one rank"))[0]["loss"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", grid(LAYOUTS, "DP=2"))
 def test_sigterm_saves_at_the_step_boundary_and_the_run_resumes(layout, straight, trainings, arguments, tmp_path):
     ranks, split = LAYOUTS[layout]
     command = [*arguments, *split, f"run_dir={tmp_path}"]
@@ -72,6 +73,7 @@ def test_sigterm_saves_at_the_step_boundary_and_the_run_resumes(layout, straight
     assert summary["finished"] is True and summary["tokens"] == expected["tokens"]  # those before the stop included
 
 
+@pytest.mark.exhaustive  # from outside: test_policy_resume.py
 def test_sigterm_at_a_validation_step_and_from_outside(straight, trainings, arguments, tmp_path):
     command = [*arguments, f"run_dir={tmp_path}"]
     trainings.train("train_rm", *command, fault={"moment": "sigterm", "step": 8})

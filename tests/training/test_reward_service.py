@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+from grids import grid
 from ports import free_port
 from training_client import metrics, steps_done, told_to_end, wait_for
 
@@ -140,7 +141,7 @@ def test_mistakes_are_told_in_one_line(trainings, start_service, arguments, prom
         assert found["code"] == 2 and expected in found["stderr"], found
 
 
-@pytest.mark.parametrize("objective", ["preferences", "weighted_sum"])
+@pytest.mark.parametrize("objective", grid(["preferences", "weighted_sum"], "preferences"))
 def test_a_step_has_the_rewards_in_process(trainings, start_service, arguments, reward_run, tmp_path, objective):
     """In the same layout nothing but JSON lies between them."""
     _, url = start_service()

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from grids import grid
 from training_client import metrics, weights
 
 from nemo_moslim.run_folder import best_record, list_checkpoints
@@ -53,7 +54,7 @@ def test_tensorboard_and_wandb_get_what_metrics_jsonl_gets(trainings, reward_arg
     assert offline.stat().st_size > 1000
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", grid([1, 2], 2))
 def test_exact_statistics_are_those_of_a_pass_over_the_rows(trainings, reward_arguments, rating_dir, ranks, tmp_path):
     command = [*reward_arguments, f"run_dir={tmp_path}", "statistics.mode=exact", "trainer.max_steps=10"]
     command += ["trainer.validate_every=5", "trainer.checkpoint_every=5", f"parallel.pipeline={ranks}"]
@@ -78,9 +79,8 @@ def test_exact_statistics_are_those_of_a_pass_over_the_rows(trainings, reward_ar
         offset += levels
     for key in (k for k in state if k.startswith("module.") and "statistics" not in k):
         np.testing.assert_array_equal(state[key].numpy(), source[key].numpy(), err_msg=key)
-    if ranks == 1:
-        trainings.train("train_rm", *command)
-        assert best_record(tmp_path)["checkpoint"] == name
+    trainings.train("train_rm", *command, ranks=ranks)
+    assert best_record(tmp_path)["checkpoint"] == name
 
 
 def test_mean_of_the_newest_checkpoints(trainings, reward_arguments, rating_dir, tmp_path):

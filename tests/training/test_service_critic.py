@@ -5,11 +5,13 @@ import signal
 
 import pytest
 import torch
+from grids import grid
 from ports import free_port
 from training_client import metrics, steps_done, told_to_end, wait_for, weights
 
 PPO = ["algorithm=ppo", "algorithm.samples=2", "algorithm.epochs=2", "batch.mini_size=8", "algorithm.kl_target=1.0"]
 SETTINGS = ["trainer.max_steps=4", "trainer.validate_every=4", "trainer.checkpoint_every=2"]
+TENSOR = ["parallel.tensor=2", "parallel.sequence=true"]
 CLOSE = ("reward", "loss", "kl", "value_loss", "explained_variance", "value_clip_fraction", "value_grad_norm")
 
 
@@ -52,7 +54,7 @@ def critic_weights(folder, steps):
 
 @pytest.mark.parametrize(
     ("ranks", "layout"),
-    [(1, []), (2, ["parallel.tensor=2", "parallel.sequence=true"]), (2, ["parallel.pipeline=2"])],
+    grid([(1, []), (2, TENSOR), (2, ["parallel.pipeline=2"])], (2, TENSOR)),
 )
 def test_it_learns_what_a_critic_in_process_learns(trainings, start, arguments, straight, tmp_path, ranks, layout):
     """In a layout of its own; the policy's ranks are two where the service has one."""
@@ -77,7 +79,7 @@ def test_neither_sides_end_loses_or_repeats_an_update(trainings, start, argument
     """The service is killed; then both are told to end; both start again."""
     reference, folder, port = tmp_path / "reference", tmp_path / "critic", free_port()
     service, url = start(tmp_path / "reference_critic", port=port)
-    command = [*arguments, f"reward={url}", "algorithm.critic=service", "trainer.max_steps=10"]
+    command = [*arguments, f"reward={url}", "algorithm.critic=service", "trainer.max_steps=7"]
     trainings.train("train_policy", *command, f"run_dir={reference}")
     told_to_end(trainings, service)
 
@@ -99,6 +101,6 @@ def test_neither_sides_end_loses_or_repeats_an_update(trainings, start, argument
     start(folder, port=port)
     trainings.train("train_policy", *command)
     assert metrics(tmp_path / "run") == metrics(reference)
-    found, expected = (critic_weights(path, 10) for path in (folder, tmp_path / "reference_critic"))
+    found, expected = (critic_weights(path, 7) for path in (folder, tmp_path / "reference_critic"))
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
