@@ -91,5 +91,6 @@ def padding_share(
             if packed_lengths is None:
                 padded += pad_length(int(lengths[kept].max(initial=1)), multiple) * len(rows)
             else:
-                padded += pad_length(round(packed_lengths[kept].sum()), multiple)
+                tokens = packed_lengths[kept].sum()  # a fraction where a row has its share of a prompt
+                padded += max(pad_length(round(tokens), multiple), tokens)
     return 1 - used / padded
