@@ -87,7 +87,7 @@ FAULTS = [(launcher, *fault) for launcher in LAUNCHERS for fault in (("fail", 3)
 
 @pytest.mark.parametrize(
     ("script", "fault", "code"),
-    grid(FAULTS, ("torchrun", "fail", 3), ("forks", "fail", 3), ("forks", "kill", -9)),
+    grid(FAULTS, ("forks", "fail", 3), ("forks", "kill", -9)),
     indirect=["script"],
 )
 def test_the_code_of_the_rank_that_failed(script, tmp_path, fault, code):

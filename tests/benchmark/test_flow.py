@@ -100,6 +100,7 @@ def test_the_service_under_load(run):
     assert "in process" in output and "10 x 200" in output
 
 
+@pytest.mark.exhaustive  # the operators of a run: tests/evaluation/test_throughput.py
 def test_a_profile_tells_the_operators(run):
     report, output = run("rl_step", "against=trl", "profile=true")  # our side, which needs no TRL
     shares = {row["operator"]: row["share"] for row in report["operators"]}

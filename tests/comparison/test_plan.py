@@ -54,9 +54,7 @@ BUDGETS = ("world", "world_short", "smoke", "folder", "folder_short")
 PLANS = [(budget, first) for budget in BUDGETS for first in ("rloo", "ppo")]
 
 
-@pytest.mark.parametrize(
-    ("budget", "first"), grid(PLANS, ("world", "rloo"), *((budget, "ppo") for budget in BUDGETS if budget != "world"))
-)
+@pytest.mark.parametrize(("budget", "first"), grid(PLANS, ("world", "rloo"), ("folder_short", "ppo")))
 def test_every_training_takes_its_settings(budget, first, tmp_path):
     """Every training of every method, with each algorithm for MOSLIM and either of two for the others."""
     others = [name for name in ("rloo", "ppo", "online_dpo") if name != first]

@@ -11,7 +11,6 @@ STEPS = [f"batch.global_size={ROWS}", "batch.micro_size=6", "batch.bucket_batche
          "trainer.validate_every=3", "trainer.checkpoint_every=3", "statistics.mode=exact"]  # fmt: skip
 LAYOUTS = {
     "DP=2": [],
-    "PP=2": ["parallel.pipeline=2"],
     "TP=2 with sequence parallelism": ["parallel.tensor=2", "parallel.sequence=true"],
 }
 

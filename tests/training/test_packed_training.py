@@ -73,6 +73,7 @@ def test_packed_text_trains_and_validates_like_padded(trainings, sft_run, sft_di
     assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
 
 
+@pytest.mark.exhaustive  # of rows: test_run_outcomes.py; that packed rows give their scores: above
 def test_exact_statistics_of_packed_rows_are_those_of_padded_ones(trainings, reward_arguments, tmp_path):
     from training_client import weights
 

@@ -119,6 +119,7 @@ def test_a_kill_at_a_random_moment(seed, straight, trainings, arguments, tmp_pat
     assert_same_run(tmp_path, straight(name))
 
 
+@pytest.mark.exhaustive  # a rank that ends alone: test_torchrun.py; what a kill leaves: the test of its moments above
 def test_one_rank_of_two_killed_between_checkpoints(straight, trainings, arguments, tmp_path):
     command = [*arguments, f"run_dir={tmp_path}"]
     job = trainings.start("train", ranks=2, entry="train_rm", arguments=command)
