@@ -38,8 +38,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def take(x: Tensor, places: Tensor) -> Tensor:
-    """The rows of `x` [S, ...] at these places, int64 [b, l]: [b, l, ...]; its backward pass is that of `index_select`,
-    which is faster than indexing's."""
+    """The rows of `x` [S, ...] at these places, int64 [b, l]: [b, l, ...]."""
     return x.index_select(0, places.flatten()).view(*places.shape, *x.shape[1:])
 
 

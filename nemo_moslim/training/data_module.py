@@ -53,7 +53,7 @@ class StepDataModule(pl.LightningDataModule):
 
     def step_tokens(self, step: int) -> int:
         """Tokens of a training global batch over all ranks, without padding."""
-        return int(self.train.lengths[self.plan.step(step)].sum())
+        return round(self.train.lengths[self.plan.step(step)].sum())
 
     def _share(self, micro_batches: np.ndarray) -> np.ndarray:
         from megatron.core import parallel_state

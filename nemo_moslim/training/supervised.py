@@ -226,7 +226,7 @@ class SupervisedSetup:
             # megatron-core sums the router's loss over tokens, and the step divides by what the loss counts; where
             # tensor and context parallelism split the positions, it multiplies each rank's part by that rank's alone
             splits = config.parallel.tensor * config.parallel.context
-            model_config.moe_aux_loss_coeff *= splits * train.counted / int(train.lengths.sum())
+            model_config.moe_aux_loss_coeff *= splits * train.counted / round(train.lengths.sum())
         model = model_class(
             model_config,
             optim=optimizer_module(config.optimizer, config.trainer.max_steps, config.precision),
@@ -277,7 +277,7 @@ class SupervisedSetup:
     def _announce(self, train, validation, padding: float, resumable: list[Path]) -> None:
         rows = train.rows
         print(
-            f"{len(rows):,} training rows, {int(train.lengths.sum()):,} tokens ({rows.cut} rows cut, {rows.dropped} "
+            f"{len(rows):,} training rows, {round(train.lengths.sum()):,} tokens ({rows.cut} rows cut, {rows.dropped} "
             f"dropped as over {self.config.model.max_length} tokens), {len(validation.rows):,} validation rows, "
             f"{padding:.1%} padding",
             flush=True,
