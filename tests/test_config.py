@@ -26,6 +26,15 @@ def test_defaults_of_the_yaml_are_valid():
     assert to_plain(config)["preferences"]["harmless"]["levels"] == 2
 
 
+@pytest.mark.parametrize("key", ["packing", "fixed_length"])
+def test_answers_together_have_a_layout_of_their_own(key):
+    message = f"answers_together=4 .* batch.{key}=true: use answers_together=1, or batch.{key}=false"
+    with pytest.raises(ValueError, match=message):
+        reward_config("answers_together=4", f"batch.{key}=true")
+    with pytest.raises(ValueError, match="answers_together=0: expected a number above 0"):
+        reward_config("answers_together=0")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
